@@ -1,0 +1,1 @@
+"""Part-aware self-supervised pre-training for person re-identification, on Ray."""

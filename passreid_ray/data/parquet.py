@@ -1,0 +1,102 @@
+"""Images packed into Parquet files."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from passreid_ray.config import Section
+from passreid_ray.data.disk import files_below
+from passreid_ray.data.rows import SCHEMA, Rows, ordered_rows
+from passreid_ray.data.stores import ParquetStore
+from passreid_ray.errors import UserError
+
+
+class ParquetSource(Section):
+    """Parquet files with one encoded image per row; person, camera and split columns are taken where they exist."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: Path
+    """One file, or a folder whose *.parquet files, at any depth, are read as one data set."""
+    image_column: str = "image"
+    """Column of encoded images: binary, or a struct with a binary field ``bytes``."""
+    image_id_column: str = "image_id"
+    """Column of unique keys."""
+    person_id_column: str = "person_id"
+    """Column of identities."""
+    camera_id_column: str = "camera_id"
+    """Column of cameras."""
+    split_column: str = "split"
+    """Column of splits."""
+    splits: list[str] | None = None
+    """Keep only the rows of these splits; null keeps all."""
+
+
+def read_parquet(source: ParquetSource) -> Rows:
+    """Rows of all files; only the label columns are read here, images when they are asked for."""
+    path = source.path.expanduser().resolve()
+    root, files = (path.parent, [path.name]) if path.is_file() else (path, _shards(path))
+    tables = [_read_rows(root / name, position, source) for position, name in enumerate(files)]
+    table = pa.concat_tables(tables)
+    if not len(table):
+        raise UserError(f"{path}: no row in {len(files)} Parquet files")
+    store = ParquetStore(str(root), tuple(files), source.image_column)
+    rows = ordered_rows(table, (store,), where=str(path))
+    return rows if source.splits is None else rows.with_split(*source.splits, where=str(path))
+
+
+def _shards(path: Path) -> list[str]:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such Parquet file or folder")
+    files = files_below(path, [".parquet"])
+    if not files:
+        raise UserError(f"{path}: no *.parquet file at any depth")
+    return files
+
+
+def _read_rows(path: Path, position: int, source: ParquetSource) -> pa.Table:
+    column_of = {
+        "image_id": source.image_id_column,
+        "person_id": source.person_id_column,
+        "camera_id": source.camera_id_column,
+        "split": source.split_column,
+    }
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow, source)
+            known = [column for column in column_of.values() if column in file.schema_arrow.names]
+            labels = file.read(columns=known)
+            group_sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+    columns: dict[str, object] = {
+        name: pc.cast(labels[column], pa.string()) if column in known else pa.nulls(len(labels), pa.string())
+        for name, column in column_of.items()
+    }
+    columns["store"] = np.zeros(len(labels), np.int32)
+    columns["locator"] = [f"{position}:{group}:{row}" for group, size in enumerate(group_sizes) for row in range(size)]
+    if labels[source.image_id_column].null_count:
+        raise UserError(f"{path}: column {source.image_id_column!r} holds nulls; every row needs an id")
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _check_columns(path: Path, schema: pa.Schema, source: ParquetSource) -> None:
+    for name in (source.image_column, source.image_id_column):
+        if name not in schema.names:
+            raise UserError(f"{path}: no column {name!r}; columns found: {', '.join(schema.names)}")
+    image_type = schema.field(source.image_column).type
+    if not _holds_bytes(image_type):
+        raise UserError(
+            f"{path}: column {source.image_column!r} is {image_type}; expected encoded images as binary or as a struct "
+            "with a binary field 'bytes'"
+        )
+
+
+def _holds_bytes(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        fields = {field.name: field.type for field in type_.fields}
+        return "bytes" in fields and _holds_bytes(fields["bytes"])
+    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)

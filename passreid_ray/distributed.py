@@ -1,0 +1,66 @@
+"""Collectives that also work without a process group, where they are the identity.
+
+Whatever is computed over a batch must not depend on how many workers share it; these are the pieces it is built from.
+"""
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_active() -> bool:
+    """Whether a process group of more than one rank exists."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if is_active() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    # The gradient of a sum that every rank receives is the sum of every rank's gradient. torch.distributed.nn has the
+    # same, but is deprecated in parts and warns on gloo.
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of ``tensor`` over all ranks, on every rank, with gradient."""
+    return cast(Tensor, _AllReduceSum.apply(tensor)) if is_active() else tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean of ``tensor`` over all ranks, on every rank, with gradient."""
+    return all_reduce_sum(tensor) / world_size()
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Rows of every rank's ``tensor`` (equal shapes), concatenated along dim 0 in rank order, without gradient."""
+    if not is_active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if is_active():
+        dist.barrier()

@@ -1,0 +1,135 @@
+"""Where workers post what they did and the driver reads it: progress, logs, quarantine, and reasons to stop."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from passreid_ray.train.run_log import RunLog
+
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """A mailbox between the workers of a run and its driver, and the place where a reason to stop is kept."""
+
+    def __init__(self) -> None:
+        self._posts: list[dict[str, Any]] = []
+        self._stop_reason: str | None = None
+
+    def post(self, record: dict[str, Any]) -> None:
+        """Add a record for the driver."""
+        self._posts.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All records since the last call."""
+        posts, self._posts = self._posts, []
+        return posts
+
+    def stop(self, reason: str) -> None:
+        """Keep the first reason to stop: restarted workers look here before they begin."""
+        self._stop_reason = self._stop_reason or reason
+
+    def stop_reason(self) -> str | None:
+        """Why the run must not go on; None while it may."""
+        return self._stop_reason
+
+
+class Monitor:
+    """Reads a board in the background and turns its records into a progress bar, logs and files."""
+
+    def __init__(self, board: Any, log: RunLog, console: Console, *, num_rows: int, max_bad_share: float) -> None:
+        self._board = board
+        self._log = log
+        self._console = console
+        self._limit = max_bad_share * num_rows
+        self._num_rows = num_rows
+        self._bad: set[str] = set()
+        self._collapsed = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("starting", total=None, state="")
+
+    def __enter__(self) -> "Monitor":
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._progress.stop()
+        self._log.close()
+
+    @property
+    def num_bad(self) -> int:
+        """Different images that could not be used."""
+        return len(self._bad)
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        handlers: dict[str, Callable[..., None]] = {
+            "start": self._on_start,
+            "metrics": self._on_metrics,
+            "evaluation": self._on_evaluation,
+            "say": lambda text, **_: self._progress.console.print(text, highlight=False),
+            "bad": self._on_bad,
+            "collapse": self._on_collapse,
+        }
+        for record in ray.get(self._board.take.remote()):
+            handlers[record.pop("kind")](**record)
+
+    def _on_start(self, step: int, end_step: int, **_: Any) -> None:
+        self._log.restart_at(step)
+        if step:
+            self._progress.console.print(f"continuing after step {step} of {end_step}", highlight=False)
+        self._progress.update(self._task, description="training", completed=step, total=end_step)
+
+    def _on_metrics(self, step: int, metrics: dict[str, float], **_: Any) -> None:
+        self._log.write(step, metrics)
+        state = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
+        if metrics["data_wait_share"] > 0.1:
+            state += f"  waits {metrics['data_wait_share']:.0%} for data"
+        self._progress.update(self._task, completed=step, state=state)
+
+    def _on_evaluation(self, step: int, metrics: dict[str, float], **_: Any) -> None:
+        self._log.write(step, metrics)
+        self._progress.console.print(
+            f"step {step}: mAP {metrics['evaluation/mAP']:.2%}  rank-1 {metrics['evaluation/rank1']:.2%}",
+            highlight=False,
+        )
+
+    def _on_collapse(self, step: int, text: str, **_: Any) -> None:
+        if not self._collapsed:
+            self._progress.console.print(f"step {step}: the teacher has collapsed: {text}", style="yellow")
+        self._collapsed = True
+
+    def _on_bad(self, images: list[tuple[str, str]], **_: Any) -> None:
+        new = {image_id: reason for image_id, reason in images if image_id not in self._bad}
+        self._bad |= new.keys()
+        if new:
+            self._log.quarantine([{"image_id": image_id, "reason": reason} for image_id, reason in new.items()])
+        if len(self._bad) > self._limit:
+            image_id, reason = next(iter(new.items()), ("", ""))
+            ray.get(
+                self._board.stop.remote(
+                    f"{len(self._bad)} of {self._num_rows} images cannot be used, more than data.max_bad_share allows; "
+                    f"the last: {image_id}: {reason}. All are in {self._log.folder / 'quarantine.jsonl'}"
+                )
+            )

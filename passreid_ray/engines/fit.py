@@ -1,0 +1,90 @@
+"""One Ray Train run: restarts crashed workers, turns failures into words."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig
+from ray.train.torch import TorchTrainer
+
+from passreid_ray.engines.cluster import WorkersConfig
+from passreid_ray.engines.run_folder import RunConfig
+from passreid_ray.errors import UserError
+
+TrainWorker = Callable[[dict[str, Any]], None]
+
+
+def fit(
+    train_worker: TrainWorker, loop_config: dict[str, Any], run: RunConfig, workers: WorkersConfig, board: Any
+) -> ray.train.Checkpoint | None:
+    """Run ``train_worker`` on every worker until it ends; the last checkpoint.
+
+    Workers that crash are restarted from the newest checkpoint; a run of the same name and storage is continued.
+    Raises ``UserError`` with the reason when a worker raised one, or when restarts are used up.
+    """
+    trainer = TorchTrainer(
+        _Guarded(train_worker, board),
+        train_loop_config=loop_config,
+        scaling_config=workers.to_ray(),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=run.storage_path,
+            checkpoint_config=CheckpointConfig(num_to_keep=run.keep),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    try:
+        checkpoint = trainer.fit().checkpoint
+    except Exception as error:  # noqa: BLE001 whatever ended the run, the user gets its reason and the log
+        if (reason := ray.get(board.stop_reason.remote())) is not None:
+            raise UserError(reason) from None
+        path = run.folder / "error.log"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        raise UserError(
+            f"training failed, after {workers.max_failures} restarts: {_last_line(error)}. All of it is in {path}; "
+            "the same command goes on from the last checkpoint"
+        ) from None
+    if (reason := ray.get(board.stop_reason.remote())) is not None:
+        raise UserError(reason)
+    return checkpoint
+
+
+class _Guarded:
+    """Calls the training function; what only the user can mend is kept on the board, so that restarts end at once."""
+
+    def __init__(self, train_worker: TrainWorker, board: Any) -> None:
+        self._train_worker = train_worker
+        self._board = board
+
+    def __call__(self, loop_config: dict[str, Any]) -> None:
+        if ray.get(self._board.stop_reason.remote()) is not None:
+            return
+        try:
+            self._train_worker(loop_config)
+        except Exception as error:
+            reason = _user_error(error)
+            if reason is not None:
+                ray.get(self._board.stop.remote(str(reason)))
+            raise
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The ``UserError`` that ``error`` is or was caused by, on this worker or in a task."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def checkpoint_folder(checkpoint: ray.train.Checkpoint) -> Path:
+    """Local path of a checkpoint; downloaded first where it is remote."""
+    return Path(checkpoint.to_directory()) if "://" in checkpoint.path else Path(checkpoint.path)

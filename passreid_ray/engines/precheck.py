@@ -1,0 +1,28 @@
+"""Looking at the data before a cluster is started for it."""
+
+import numpy as np
+
+from passreid_ray.data import BadImage, Rows
+from passreid_ray.errors import UserError
+
+NUM_PROBED = 64
+
+
+def check_readable(rows: Rows, max_bad_share: float) -> None:
+    """Decode a few images spread over ``rows``; raises ``UserError`` when more than ``max_bad_share`` of them are bad.
+
+    Single bad images are met later, while training, and quarantined.
+    """
+    numbers = np.linspace(0, len(rows) - 1, num=min(NUM_PROBED, len(rows)), dtype=int)
+    bad: list[str] = []
+    for number in numbers:
+        try:
+            rows.image(int(number))
+        except BadImage as error:
+            bad.append(f"{rows.image_ids[number]}: {error}")
+    # One bad image among the few that are looked at says little about the share among all.
+    if len(bad) > max(1, max_bad_share * len(numbers)) or len(bad) == len(numbers):
+        raise UserError(
+            f"{len(bad)} of {len(numbers)} images looked at cannot be used, the first: {bad[0]}; more than "
+            f"max_bad_share={max_bad_share:g} allows. Check the data's path, or raise max_bad_share"
+        )

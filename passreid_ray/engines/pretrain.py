@@ -1,0 +1,324 @@
+"""PASS pre-training: unlabelled crops -> part views -> student and teacher -> part distillation loss.
+
+Reads from top to bottom in the order it runs: settings, ``run`` (driver), ``train_worker``; the step itself is
+``passreid_ray.train.pass_step.train_step``. Source: PASS (arXiv:2203.03931).
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from pydantic import Field
+from ray.train import Checkpoint
+from rich.console import Console
+from rich.table import Table
+
+from passreid_ray.config import Section
+from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
+from passreid_ray.data.order import EpochOrder
+from passreid_ray.data.stream import Stream
+from passreid_ray.engines.board import Board, Monitor
+from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus
+from passreid_ray.engines.embedding import embed_rows, read_images
+from passreid_ray.engines.evaluate import RetrievalConfig, as_metrics, labelled_rows, score
+from passreid_ray.engines.fit import fit
+from passreid_ray.engines.precheck import check_readable
+from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
+from passreid_ray.engines.warm_start import WarmStartConfig, warm_start
+from passreid_ray.errors import UserError
+from passreid_ray.losses import collapse
+from passreid_ray.models import load_backbone
+from passreid_ray.models.config import HeadConfig, ModelConfig, build_pass_model
+from passreid_ray.train.ema import TeacherConfig
+from passreid_ray.train.meter import Meter
+from passreid_ray.train.optimizer import OptimizerConfig
+from passreid_ray.train.pass_rates import PassRates, PassSchedule
+from passreid_ray.train.pass_state import PassState, new_state
+from passreid_ray.train.pass_step import StepSettings, Views, train_step
+from passreid_ray.train.precision import Precision
+from passreid_ray.train.run_log import RunLog, read_jsonl
+from passreid_ray.train.state_files import load_state, save_state
+from passreid_ray.train.worker import WorkerContext
+from passreid_ray.views import PartViews, PixelStatistics, ViewsConfig, normalize, view_rng
+from passreid_ray.viz.attention import attention_picture
+
+NUM_PICTURED = 8
+
+
+class EvaluationConfig(Section):
+    """Retrieval on a labelled data set during training, with the teacher."""
+
+    data: Source | None = None
+    """Labelled rows with a query and a gallery split; none: no evaluation."""
+    every_epochs: int = Field(default=10, ge=1)
+    """Epochs between evaluations; the start and the end are always evaluated."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    def rows(self) -> Rows | None:
+        """The labelled rows, if any."""
+        return None if self.data is None else labelled_rows(self.data, self.retrieval)
+
+
+class PretrainConfig(Section):
+    """Everything a pre-training run is made of."""
+
+    run: RunConfig = RunConfig()
+    seed: int = Field(default=0, ge=0)
+    """Decides views, order, initial weights and stochastic depth."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the data."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per step, over all workers together."""
+    micro_batches: int = Field(default=1, ge=1)
+    """Gradient accumulation: parts in which each worker computes its share of a batch, to save memory."""
+    precision: Precision = "fp32"
+    """Type in which models compute; weights stay fp32."""
+    student_temp: float = Field(default=0.1, gt=0)
+    """Temperature of the student."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Steps between records in metrics.jsonl and TensorBoard."""
+    max_refused_in_a_row: int = Field(default=20, ge=1)
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    data: Source = SyntheticSource()
+    """Crops to learn from; labels are not used."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """Stop when more than this share of the images cannot be used."""
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    head: HeadConfig = HeadConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    def order(self, num_rows: int) -> EpochOrder:
+        """The order of ``num_rows`` rows; raises ``UserError`` when batches cannot be shared out or filled."""
+        parts = self.workers.num_workers * self.micro_batches
+        if self.batch_size % parts:
+            raise UserError(
+                f"batch_size: {self.batch_size} images cannot be divided among {self.workers.num_workers} workers in "
+                f"{self.micro_batches} micro-batches; make it a multiple of {parts}"
+            )
+        return EpochOrder(num_rows, self.batch_size, self.seed)
+
+    def schedule(self, order: EpochOrder) -> PassSchedule:
+        """The schedules of this run."""
+        return PassSchedule(self.optimizer, self.teacher, self.batch_size, self.epochs, order.steps_per_epoch)
+
+
+# Settings that decide what the steps so far have done to the weights' shapes and to the order of the data.
+MUST_AGREE = ("seed", "batch_size", "views.", "model.", "head.")
+
+
+@dataclass(frozen=True)
+class MakeViews:
+    """The views of an image, as uint8: normalised only where they are used."""
+
+    config: ViewsConfig
+    seed: int
+
+    def __call__(self, image_HWC: np.ndarray, epoch: int, image_id: str) -> dict[str, np.ndarray]:
+        return PartViews(self.config).pixels(image_HWC, view_rng(self.seed, epoch, image_id))
+
+
+def run(config: PretrainConfig, console: Console | None = None) -> Path:
+    """Pre-train as ``config`` says, or continue the run of that name; the folder of the run.
+
+    Every check that needs no cluster comes before Ray starts.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    rows = open_rows(config.data)
+    eval_rows = config.evaluation.rows()
+    order = config.order(len(rows))
+    build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
+    config.warm_start.check()
+    check_readable(rows, config.max_bad_share)
+    fingerprint = rows.fingerprint()
+    prepare(config.run, config, MUST_AGREE, fingerprint)
+    connect(config.workers)
+    console.print(
+        f"{len(rows)} images, {config.epochs} epochs of {order.steps_per_epoch} steps of {config.batch_size} images, "
+        f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
+    )
+    board = Board.remote()
+    loop_config = {
+        "config": config,
+        "rows": ray.put(rows),
+        "num_rows": len(rows),
+        "fingerprint": fingerprint,
+        "eval_rows": ray.put(eval_rows),
+        "board": board,
+    }
+    log = RunLog(config.run.folder)
+    with Monitor(board, log, console, num_rows=len(rows), max_bad_share=config.max_bad_share):
+        checkpoint = fit(train_worker, loop_config, config.run, config.workers, board)
+    write_pictures(config, checkpoint, eval_rows or rows)
+    print_summary(config.run.folder, console)
+    return config.run.folder
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """What each worker does: resume, then step through its slice of every global batch."""
+    config: PretrainConfig = loop_config["config"]
+    worker = WorkerContext.from_ray(loop_config["board"], config.workers.threads_per_worker())
+    order = config.order(loop_config["num_rows"])
+    schedule = config.schedule(order)
+    state, settings = build_state(config, order, worker)
+    worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
+    state.forward = worker.share(state.student)
+    evaluate = partial(evaluate_teacher, state, config, ray.get(loop_config["eval_rows"]), worker)
+    save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
+    if worker.rank == 0:
+        worker.post("start", step=state.step, end_step=schedule.steps)
+    if state.step == 0:
+        evaluate()
+    stream = Stream(loop_config["rows"], order, MakeViews(config.views, config.seed), worker.rank, worker.world_size)
+    batches = stream.batches(state.step, schedule.steps, num_cpus=data_cpus(worker.world_size))
+    meter = Meter(worker, config.batch_size)
+    while state.step < schedule.steps:
+        with meter.waiting():
+            batch = next(batches)
+        worker.post_bad(batch.pop("bad"))
+        rates = schedule.at(state.step)
+        is_last = state.step + 1 == schedule.steps
+        is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
+        metrics = train_step(state, to_views(batch, config.views, worker.device), rates, settings, diagnose=is_logged)
+        meter.count_step(metrics["loss"])
+        if is_logged:
+            log_step(state, metrics, rates, meter, config, worker)
+        if state.refused_in_a_row >= config.max_refused_in_a_row:
+            worker.report({"step": state.step}, state.step, save)
+            raise UserError(
+                f"stopped after step {state.step}: loss or gradient was not finite {state.refused_in_a_row} times in a "
+                f"row. The weights before that are in {config.run.folder}; lower optimizer.lr or set precision=fp32"
+            )
+        epoch, position = divmod(state.step, order.steps_per_epoch)
+        if position == 0 and (is_last or epoch % config.evaluation.every_epochs == 0):
+            evaluate()
+        if position == 0 and (is_last or epoch % config.run.checkpoint_every_epochs == 0):
+            worker.report({"step": state.step}, state.step, save)
+
+
+def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
+    """The state before the first step, the same on every worker, and the settings of all steps."""
+    torch.manual_seed(config.seed)
+    size_px, num_parts = config.views.global_size_px, config.views.num_parts
+    student = build_pass_model(config.model, config.head, size_px, num_parts)
+    teacher = build_pass_model(config.model, config.head, size_px, num_parts, is_teacher=True)
+    head_warmup_epochs, loaded = warm_start(student, config.warm_start)
+    if loaded and worker.rank == 0:
+        worker.post("say", text=f"warm start: {loaded}")
+    settings = StepSettings(
+        student_temp=config.student_temp,
+        center_momentum=config.teacher.center_momentum,
+        clip_norm=config.optimizer.clip_norm,
+        clip=config.optimizer.clip,
+        precision=config.precision,
+        num_micro_batches=config.micro_batches,
+        seed=config.seed,
+        head_warmup_steps=round(head_warmup_epochs * order.steps_per_epoch),
+    )
+    fp16 = config.precision == "fp16"
+    return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
+
+
+def to_views(batch: dict[str, np.ndarray], config: ViewsConfig, device: torch.device) -> Views:
+    """Streamed uint8 views as normalised tensors on ``device``."""
+    pixels = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in batch.items()}
+    return Views(normalize(pixels["global_views"], config), normalize(pixels["local_views"], config))
+
+
+def log_step(
+    state: PassState,
+    metrics: dict[str, torch.Tensor],
+    rates: PassRates,
+    meter: Meter,
+    config: PretrainConfig,
+    worker: WorkerContext,
+) -> None:
+    """Send the record of an interval to the driver, and say so when the teacher has collapsed."""
+    interval = meter.read()
+    worker.stop_if_told()
+    if worker.rank != 0:
+        return
+    values = {name: float(value) for name, value in metrics.items() if name != "loss"} | interval
+    rate_values = {name: float(value) for name, value in asdict(rates).items()}
+    worker.post("metrics", step=state.step, metrics={**values, **rate_values, "refused_steps": state.refused_steps})
+    verdict = collapse(values["teacher_entropy/cls"], config.head.num_prototypes)
+    if verdict is not None:
+        worker.post("collapse", step=state.step, text=verdict)
+
+
+def evaluate_teacher(state: PassState, config: PretrainConfig, rows: Rows | None, worker: WorkerContext) -> None:
+    """Retrieval accuracy of the teacher on the labelled rows; all workers share the features."""
+    if rows is None:
+        return
+    features_ND, bad = embed_rows(
+        state.teacher.backbone,
+        rows,
+        size_px=config.views.global_size_px,
+        pixels=config.views,
+        fusion=config.evaluation.retrieval.fusion,
+        batch_size=config.evaluation.retrieval.batch_size,
+        device=worker.device,
+    )
+    if worker.rank == 0:
+        result = score(features_ND, rows, config.evaluation.retrieval, bad)
+        worker.post(
+            "evaluation",
+            step=state.step,
+            metrics={f"evaluation/{name}": value for name, value in as_metrics(result).items()},
+        )
+
+
+def save_checkpoint(state: PassState, config: PretrainConfig, fingerprint: str, folder: Path) -> None:
+    """Write ``state`` and what is needed to check that a continued run is the same one."""
+    meta = {**state.meta(), "config": config.model_dump(mode="json"), "fingerprint": fingerprint}
+    save_state(folder, state.tensors(), meta)
+
+
+def load_checkpoint(state: PassState, fingerprint: str, folder: Path) -> None:
+    """Put the checkpoint in ``folder`` back into ``state``; ``UserError`` when it is of other data or damaged."""
+    tensors, meta = load_state(folder)
+    check_same_data(meta, fingerprint, str(folder))
+    state.load(tensors, meta, str(folder))
+
+
+def write_pictures(config: PretrainConfig, checkpoint: Checkpoint | None, rows: Rows) -> None:
+    """``attention.png``: where the teacher's CLS and part tokens look, on a few crops."""
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as folder:
+        tensors, _ = load_state(Path(folder))
+    model = config.model.build(config.views.global_size_px, config.views.num_parts, drop_path=0.0).eval()
+    prefix = "teacher.backbone."
+    load_backbone(model, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    numbers = np.linspace(0, len(rows) - 1, num=min(NUM_PICTURED, len(rows)), dtype=int)
+    images_BCHW, bad = read_images(rows, numbers, config.views.global_size_px, config.views)
+    usable = ~np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in bad])
+    with torch.inference_mode():
+        maps = model.attention_maps(images_BCHW[usable])
+    pixels = PixelStatistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    shown_BCHW, _ = read_images(rows, numbers[usable], config.views.global_size_px, pixels)
+    attention_picture(shown_BCHW, maps, config.run.folder / "attention.png")
+
+
+def print_summary(folder: Path, console: Console) -> None:
+    """The table a run ends with: loss and accuracy, first and last."""
+    records = read_jsonl(folder / "metrics.jsonl")
+    table = Table("", "first", "last")
+    for title, key, form in (
+        ("loss", "loss", "{:.4f}"),
+        ("mAP", "evaluation/mAP", "{:.2%}"),
+        ("rank-1", "evaluation/rank1", "{:.2%}"),
+    ):
+        values = [record[key] for record in records if key in record]
+        if values:
+            table.add_row(title, form.format(values[0]), form.format(values[-1]))
+    console.print(table)
+    console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {folder}")

@@ -1,0 +1,114 @@
+"""The folder of a run: where its files go, and whether a command may continue what is there."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from passreid_ray.config import Section, to_toml
+from passreid_ray.errors import UserError
+from passreid_ray.train.state_files import FOLDER_PREFIX, META_FILE, read_meta
+
+CONFIG_FILE = "config.toml"
+
+
+class RunConfig(Section):
+    """Name and place of a run. The same name continues the run that is there."""
+
+    name: str = Field(default="pretrain", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    output: Path = Path("outputs")
+    """Folder that holds the folders of runs: logs, resolved settings, pictures."""
+    storage: str | None = None
+    """Where checkpoints go when that is not ``output``: a folder all nodes share, or an s3:// or gs:// address."""
+    checkpoint_every_epochs: int = Field(default=1, ge=1)
+    """Epochs between checkpoints; the last step is always saved."""
+    keep: int | None = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay; none: all."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.output / self.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether checkpoints go to an address instead of a folder."""
+        return self.storage is not None and "://" in self.storage
+
+    @property
+    def storage_path(self) -> str:
+        """What Ray Train is given as storage path."""
+        return self.storage if self.storage and self.is_remote else str(Path(self.storage or self.output).resolve())
+
+
+def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
+    """Create the run's folder and write ``config`` into it.
+
+    Raises ``UserError`` when the folder or the storage cannot be written, or when a run of that name has a checkpoint
+    made from other data or with other settings under one of the dotted keys ``must_agree``.
+    """
+    _check_writable(run.folder, "run.output")
+    _check_storage(run)
+    meta = None if run.is_remote else _newest_meta(Path(run.storage_path) / run.name)
+    if meta is not None:
+        check_same_data(meta, fingerprint, str(run.folder))
+        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
+    (run.folder / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
+
+
+def check_same_data(meta: dict[str, Any], fingerprint: str, where: str) -> None:
+    """Raise ``UserError`` when the checkpoint described by ``meta`` was made from other rows."""
+    if meta["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{where}: this run was made from other data (fingerprint {meta['fingerprint']}, now {fingerprint}); "
+            "give the same data to continue it, or another run.name to start afresh"
+        )
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); set {key} to a folder that can"
+        ) from None
+
+
+def _check_storage(run: RunConfig) -> None:
+    if run.storage is None:
+        return
+    if not run.is_remote:
+        _check_writable(Path(run.storage) / run.name, "run.storage")
+        return
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(run.storage)
+        filesystem.create_dir(f"{path}/{run.name}", recursive=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"run.storage: {run.storage} cannot be used: {error}") from None
+
+
+def _newest_meta(folder: Path) -> dict[str, Any] | None:
+    whole = [path for path in folder.glob(f"{FOLDER_PREFIX}*") if (path / META_FILE).is_file()]
+    return read_meta(max(whole)) if whole else None
+
+
+def _check_agreement(run: RunConfig, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]) -> None:
+    old_flat, new_flat = _flatten(old), _flatten(new)
+    for key in sorted(old_flat.keys() | new_flat.keys()):
+        if key.startswith(keys) and old_flat.get(key) != new_flat.get(key):
+            raise UserError(
+                f"{run.folder}: this run was made with {key} = {old_flat.get(key)!r}, now it is {new_flat.get(key)!r}; "
+                "give the same settings to continue it, or another run.name to start afresh"
+            )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,89 @@
+"""Starting from weights instead of from chance."""
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from passreid_ray.config import Section
+from passreid_ray.errors import UserError
+from passreid_ray.models import (
+    load_backbone,
+    load_heads,
+    load_timm_weights,
+    read_pretrain_checkpoint,
+    read_state,
+)
+from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.state_files import find_checkpoint, load_state
+
+
+class WarmStartConfig(Section):
+    """Weights to begin with; by default random ones."""
+
+    checkpoint: Path | None = None
+    """A run or checkpoint folder of this project, or any public PASS or TransReID-SSL file."""
+    timm: str | None = None
+    """timm weights of the trunk: a file, or "hub" to download them."""
+    head_warmup_epochs: float | None = Field(default=None, ge=0)
+    """Epochs in which only the heads learn; none: 0 when the checkpoint has fitting heads, else 1."""
+
+    def check(self) -> None:
+        """Raise ``UserError`` for what can be told to be wrong before the run starts."""
+        if self.checkpoint is not None and self.timm is not None:
+            raise UserError("warm_start: give checkpoint or timm, not both")
+        for key, path in (("checkpoint", self.checkpoint), ("timm", self.timm)):
+            if path is not None and path != "hub" and not Path(path).exists():
+                raise UserError(f"warm_start.{key}: {path} does not exist")
+
+
+def warm_start(model: PassModel, config: WarmStartConfig) -> tuple[float, str | None]:
+    """Load ``config``'s weights into a student: (epochs in which only the heads should learn, what was loaded).
+
+    The teacher's weights are taken where a checkpoint has them. Raises ``UserError`` when the backbone would stay
+    incomplete.
+    """
+    if config.timm is not None:
+        report = load_timm_weights(model.backbone, config.timm)
+        return _warmup(config, has_heads=False), f"timm weights: {report}"
+    if config.checkpoint is None:
+        return 0.0, None
+    backbone, head = read_teacher(config.checkpoint)
+    report = load_backbone(model.backbone, backbone)
+    has_heads = _load_fitting_heads(model, head)
+    heads = "heads loaded" if has_heads else "heads start at random"
+    return _warmup(config, has_heads=has_heads), f"{config.checkpoint}: {report}; {heads}"
+
+
+def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(backbone, heads) of the teacher in a checkpoint of this project or a public file; heads may be empty."""
+    if path.is_dir():
+        tensors, _ = load_state(find_checkpoint(path))
+        return _below(tensors, "teacher.backbone."), _below(tensors, "teacher.head.")
+    content = read_state(path)
+    if {"student", "teacher", "dino_loss"} <= content.keys():
+        pieces = read_pretrain_checkpoint(content)
+        return pieces.teacher_backbone, pieces.teacher_head
+    return dict(content), {}
+
+
+def _load_fitting_heads(model: PassModel, state: dict[str, torch.Tensor]) -> bool:
+    own = model.head.state_dict()
+    if own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own):
+        model.head.load_state_dict(state)
+        return True
+    try:
+        load_heads(model.head, state)
+    except UserError:
+        return False  # other sizes or none: the heads learn anew
+    return True
+
+
+def _warmup(config: WarmStartConfig, *, has_heads: bool) -> float:
+    if config.head_warmup_epochs is not None:
+        return config.head_warmup_epochs
+    return 0.0 if has_heads else 1.0
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

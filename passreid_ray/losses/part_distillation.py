@@ -1,0 +1,96 @@
+"""Self-distillation between the views of an image, once per token."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def part_distillation_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    centers_TK: Tensor,
+    *,
+    student_temp: float,
+    teacher_temp: float,
+) -> Tensor:
+    """Cross-entropy of student views against *other* teacher views, averaged over all pairs of all tokens; a scalar.
+
+    ``student``: per token a ``(V_t, B, K)`` tensor of logits whose first G views are the global ones: the CLS token
+    sees every view, a part token the global views and its own local views. ``teacher``: per token ``(G, B, K)``.
+    PASS (arXiv:2203.03931, section 3.3) on top of DINO (arXiv:2104.14294, section 3.1): with 2 global views and 3
+    parts of 3 local views these are 20 pairs of CLS and 8 of each part. Computed in float32 even under autocast
+    (float64 is kept); no gradient reaches the teacher or the centers.
+    """
+    loss_T, num_pairs_T = part_distillation_terms(
+        student, teacher, centers_TK, student_temp=student_temp, teacher_temp=teacher_temp
+    )
+    return mean_over_pairs(loss_T, num_pairs_T)
+
+
+def part_distillation_terms(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    centers_TK: Tensor,
+    *,
+    student_temp: float,
+    teacher_temp: float,
+) -> tuple[Tensor, Tensor]:
+    """Each token's mean cross-entropy and its number of pairs: ``(loss_T, num_pairs_T)``.
+
+    ``mean_over_pairs`` of the two is ``part_distillation_loss``, of which this is the form for logging.
+    """
+    targets = teacher_targets(teacher, centers_TK, teacher_temp)
+    losses = [
+        _cross_entropy(student_VBK, target_GBK, student_temp)
+        for student_VBK, target_GBK in zip(student, targets, strict=True)
+    ]
+    num_pairs = [_num_pairs(len(s_VBK), len(t_GBK)) for s_VBK, t_GBK in zip(student, targets, strict=True)]
+    loss_T = torch.stack(losses)
+    return loss_T, loss_T.new_tensor(num_pairs)
+
+
+def mean_over_pairs(loss_T: Tensor, num_pairs_T: Tensor) -> Tensor:
+    """The tokens' losses weighted by their number of pairs; a scalar."""
+    return (loss_T * num_pairs_T).sum() / num_pairs_T.sum()
+
+
+def teacher_targets(teacher: Sequence[Tensor], centers_TK: Tensor, teacher_temp: float) -> list[Tensor]:
+    """What the student learns to predict, per token: centered and sharpened distributions ``(G, B, K)``."""
+    targets = []
+    for logits_GBK, center_K in zip(teacher, centers_TK.detach(), strict=True):
+        if logits_GBK.shape[-1:] != center_K.shape:
+            raise ValueError(f"teacher logits {tuple(logits_GBK.shape)} do not fit centers {tuple(centers_TK.shape)}")
+        targets.append(F.softmax((_at_least_float32(logits_GBK.detach()) - center_K) / teacher_temp, dim=-1))
+    return targets
+
+
+def _cross_entropy(student_VBK: Tensor, target_GBK: Tensor, student_temp: float) -> Tensor:
+    num_global = len(target_GBK)
+    if student_VBK.shape[1:] != target_GBK.shape[1:] or len(student_VBK) < num_global:
+        raise ValueError(
+            f"student logits {tuple(student_VBK.shape)} do not fit teacher logits {tuple(target_GBK.shape)}: expected "
+            "(V, B, K) and (G, B, K) with V >= G"
+        )
+    log_prob_VBK = F.log_softmax(_at_least_float32(student_VBK) / student_temp, dim=-1)
+    # Cross-entropy is linear in the target, so a view's targets are added up first: nothing of size G x V x B x K
+    # appears. Products, not a matmul, which autocast and TF32 would round.
+    all_targets_BK = target_GBK.sum(dim=0)
+    total = log_prob_VBK.new_zeros(())
+    for view, log_prob_BK in enumerate(log_prob_VBK.unbind()):
+        is_local = view >= num_global
+        targets_BK = all_targets_BK if is_local else torch.cat([target_GBK[:view], target_GBK[view + 1 :]]).sum(dim=0)
+        total = total - (targets_BK * log_prob_BK).sum(dim=-1).mean()
+    return total / _num_pairs(len(student_VBK), num_global)
+
+
+def _num_pairs(num_views: int, num_global: int) -> int:
+    num_pairs = (num_views - 1) * num_global
+    if num_pairs == 0:
+        raise ValueError("one global view and no local view make no pair to learn from")
+    return num_pairs
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,74 @@
+"""Settings of the model and the prototype heads, and how they become modules."""
+
+from pydantic import Field
+
+from passreid_ray.config import Section
+from passreid_ray.models.part_vit import PartViT, Stem
+from passreid_ray.models.pass_model import PassModel
+from passreid_ray.models.prototype_head import PrototypeHead
+
+
+class ModelConfig(Section):
+    """A part-token ViT."""
+
+    trunk: str = "vit_small_patch16_224"
+    """Name of a timm ViT."""
+    embed_dim: int | None = Field(default=None, ge=1)
+    """Feature width D; none: the trunk's own."""
+    depth: int | None = Field(default=None, ge=1)
+    """Number of blocks; none: the trunk's own."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Attention heads per block; none: the trunk's own."""
+    patch_size: int | None = Field(default=None, ge=1)
+    """Side of a patch in pixels; none: the trunk's own."""
+    stem: Stem = "patch"
+    """Patch projection, or the IBN convolutional stem of TransReID-SSL."""
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+    """Stochastic depth of the last block of the student; it grows linearly from 0 at the first."""
+    official_pos_resize: bool = False
+    """Resample positions at every size as the reference's pre-training does; for parity only."""
+
+    def build(self, image_size: tuple[int, int], num_parts: int, *, drop_path: float | None = None) -> PartViT:
+        """A randomly initialised model for ``image_size`` (height, width in pixels) and ``num_parts`` part tokens."""
+        sizes = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
+        return PartViT(
+            self.trunk,
+            image_size=image_size,
+            num_parts=num_parts,
+            stem=self.stem,
+            drop_path=self.drop_path if drop_path is None else drop_path,
+            official_pos_resize=self.official_pos_resize,
+            **{name: value for name, value in {**sizes, "patch_size": self.patch_size}.items() if value is not None},
+        )
+
+
+class HeadConfig(Section):
+    """The prototype heads, one per token."""
+
+    num_prototypes: int = Field(default=65536, ge=2)
+    """K, output directions per token."""
+    hidden_dim: int = Field(default=2048, ge=1)
+    """Width of the two hidden layers."""
+    bottleneck_dim: int = Field(default=256, ge=1)
+    """Width of the normalised vector that is compared with the prototypes."""
+    norm_last_layer: bool = True
+    """Keep every prototype at length 1."""
+
+    def build(self, in_dim: int, num_tokens: int) -> PrototypeHead:
+        """Randomly initialised heads for ``num_tokens`` tokens of width ``in_dim``."""
+        return PrototypeHead(
+            in_dim,
+            self.num_prototypes,
+            hidden_dim=self.hidden_dim,
+            bottleneck_dim=self.bottleneck_dim,
+            num_tokens=num_tokens,
+            norm_last_layer=self.norm_last_layer,
+        )
+
+
+def build_pass_model(
+    model: ModelConfig, head: HeadConfig, image_size: tuple[int, int], num_parts: int, *, is_teacher: bool = False
+) -> PassModel:
+    """A student, or a teacher: the same without stochastic depth."""
+    backbone = model.build(image_size, num_parts, drop_path=0.0 if is_teacher else None)
+    return PassModel(backbone, head.build(backbone.width, 1 + num_parts))

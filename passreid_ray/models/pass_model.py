@@ -1,0 +1,51 @@
+"""Backbone and prototype heads over all the views of a batch: what the student and the teacher are."""
+
+# Shape letters: B batch, G global views, P parts, L local views per part, V views of one token, T tokens, D width,
+# K prototypes, C,H,W image, M = G + P * L views of an image.
+
+import torch
+from torch import Tensor, nn
+
+from passreid_ray.models.part_vit import PartViT
+from passreid_ray.models.prototype_head import PrototypeHead
+
+
+class PassModel(nn.Module):
+    """Part-token ViT with one prototype head per token."""
+
+    def __init__(self, backbone: PartViT, head: PrototypeHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(
+        self, global_GBCHW: Tensor, local_PLBCHW: Tensor | None = None, *, drop_path_noise_L2MB: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Logits of every token over the views that show it, and the features of the global views.
+
+        Returns ``(logits, features_GBTD)``: token 0 (CLS) sees the G global views, then all local views part by part;
+        part j sees the global views, then its own L local views. ``logits[t]`` is ``(V_t, B, K)``.
+        ``drop_path_noise_L2MB`` has stochastic depth's uniform noise per block, branch, view and image.
+        Source: PASS (arXiv:2203.03931), section 3.2.
+        """
+        num_global, batch = global_GBCHW.shape[:2]
+        noise = _split_noise(drop_path_noise_L2MB, num_global)
+        tokens_GBTD = self.backbone(global_GBCHW.flatten(0, 1), drop_path_noise=noise[0]).unflatten(
+            0, (num_global, batch)
+        )
+        views = [[tokens_GBTD[:, :, token].flatten(0, 1)] for token in range(tokens_GBTD.shape[2])]
+        if local_PLBCHW is not None and local_PLBCHW.shape[1] > 0:
+            num_parts, per_part = local_PLBCHW.shape[:2]
+            part_N = torch.arange(num_parts, device=local_PLBCHW.device).repeat_interleave(per_part * batch)
+            local_N2D = self.backbone(local_PLBCHW.flatten(0, 2), part_N, drop_path_noise=noise[1])
+            views[0].append(local_N2D[:, 0])
+            for part, own in enumerate(local_N2D[:, 1].chunk(num_parts)):
+                views[1 + part].append(own)
+        logits = self.head([torch.cat(own) for own in views])
+        return [logits_NK.unflatten(0, (-1, batch)) for logits_NK in logits], tokens_GBTD
+
+
+def _split_noise(noise_L2MB: Tensor | None, num_global: int) -> tuple[Tensor | None, Tensor | None]:
+    if noise_L2MB is None:
+        return None, None
+    return noise_L2MB[:, :, :num_global].flatten(2), noise_L2MB[:, :, num_global:].flatten(2)

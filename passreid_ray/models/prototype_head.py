@@ -1,0 +1,126 @@
+"""Projection onto prototypes: one DINO head (arXiv:2104.14294) per token."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passreid_ray.errors import UserError
+
+
+def token_names(num_tokens: int) -> list[str]:
+    """The reference's names of the tokens in its head and center keys: cls, pt1, pt2, ..."""
+    return ["cls", *(f"pt{j}" for j in range(1, num_tokens))]
+
+
+class Prototypes(nn.Module):
+    """K prototype directions; weight-normalised: row k is ``weight_g[k] * weight_v[k] / |weight_v[k]|``."""
+
+    def __init__(self, in_dim: int, num_prototypes: int, trainable_norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=trainable_norm)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, in_dim))
+        bound = in_dim**-0.5  # nn.Linear's own default, which the reference keeps for this layer
+        nn.init.uniform_(self.weight_v, -bound, bound)
+
+    def forward(self, features_MD: Tensor) -> Tensor:
+        """Logits ``(M, K)``."""
+        return F.linear(features_MD, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+
+
+class PrototypeHead(nn.Module):
+    """For each token its own MLP, L2-normalised bottleneck and weight-normalised prototypes.
+
+    Parameter names are those of the reference's checkpoints (``mlp_{cls,pt1,..}.{0,2,4}``,
+    ``last_layer_{cls,pt1,..}.weight_{g,v}``), so ``state_dict()`` is their format.
+
+    Args:
+        in_dim: D, width of the tokens.
+        num_prototypes: K.
+        num_tokens: T = 1 + P.
+        norm_last_layer: keep prototypes at length 1; otherwise their lengths ``weight_g`` are trained.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_tokens: int = 4,
+        norm_last_layer: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_prototypes = num_prototypes
+        self.num_tokens = num_tokens
+        for name in token_names(num_tokens):
+            mlp = nn.Sequential(
+                nn.Linear(in_dim, hidden_dim),
+                nn.GELU(),
+                nn.Linear(hidden_dim, hidden_dim),
+                nn.GELU(),
+                nn.Linear(hidden_dim, bottleneck_dim),
+            )
+            mlp.apply(_init_linear)
+            self.add_module(f"mlp_{name}", mlp)
+        for name in token_names(num_tokens):
+            prototypes = Prototypes(bottleneck_dim, num_prototypes, trainable_norm=not norm_last_layer)
+            self.add_module(f"last_layer_{name}", prototypes)
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Logits ``(M_t, K)`` of T tensors ``(M_t, D)``; ``M_t`` may differ between tokens and may be 0.
+
+        Pass all views of a token at once: the normalised prototypes are computed once per call.
+        """
+        logits = []
+        for name, features_MD in zip(token_names(self.num_tokens), tokens, strict=True):
+            bottleneck = F.normalize(self.get_submodule(f"mlp_{name}")(features_MD), dim=-1)
+            logits.append(self.get_submodule(f"last_layer_{name}")(bottleneck))
+        return logits
+
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the prototypes, which the first epochs of pre-training keep frozen."""
+        return [
+            parameter
+            for name in token_names(self.num_tokens)
+            for parameter in self.get_submodule(f"last_layer_{name}").parameters()
+        ]
+
+
+def official_head_state_dict(head: PrototypeHead) -> dict[str, Tensor]:
+    """Copies of the head's weights under the reference's keys, without the ``head.`` prefix."""
+    return {key: value.detach().cpu().clone() for key, value in head.state_dict().items()}
+
+
+def load_heads(head: PrototypeHead, state: Mapping[str, Tensor]) -> None:
+    """Copy the reference's head weights into ``head``; keys with or without ``module.`` and ``head.``.
+
+    Keys of other modules (``backbone.*``) are passed over.
+
+    Raises:
+        UserError: a head is missing, or has another shape or more tokens than ``head``.
+    """
+    stripped = {key.removeprefix("module.").removeprefix("head."): value for key, value in state.items()}
+    given = {key: value for key, value in stripped.items() if key.startswith(("mlp_", "last_layer_"))}
+    wanted = head.state_dict()
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise UserError(f"prototype head: {len(missing)} keys are not in the checkpoint, the first is {missing[0]!r}")
+    if unexpected := sorted(given.keys() - wanted.keys()):
+        raise UserError(
+            f"prototype head: a head with num_tokens={head.num_tokens} has no {unexpected[0]!r}, the checkpoint has"
+        )
+    for key, value in given.items():
+        if value.shape != wanted[key].shape:
+            raise UserError(
+                f"prototype head: {key} is {tuple(value.shape)} in the checkpoint and {tuple(wanted[key].shape)} here; "
+                "build the head with the checkpoint's hidden_dim, bottleneck_dim and num_prototypes"
+            )
+    head.load_state_dict(given)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        # The reference truncates at +-2, that is 100 standard deviations; a float32 draw at the edge then lands on 2.0.
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.1, b=0.1)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,93 @@
+"""All that PASS pre-training carries from one step to the next, and how it is saved."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import AdamW
+
+from passreid_ray.errors import UserError
+from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+
+
+@dataclass
+class PassState:
+    """Student, teacher, centers, optimiser and the step; all randomness is a function of the seed and the step."""
+
+    student: PassModel
+    teacher: PassModel
+    forward: nn.Module
+    """The student as the step calls it: itself, or wrapped for several workers."""
+    centers_TK: Tensor
+    optimizer: AdamW
+    scaler: GradScaler
+    """Loss scale of fp16; disabled, and then the identity, otherwise."""
+    step: int = 0
+    refused_in_a_row: int = 0
+    refused_steps: int = 0
+    """Steps whose loss or gradient was not finite; they changed nothing."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the step computes."""
+        return self.centers_TK.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under a stable name."""
+        named = {"centers": self.centers_TK}
+        named |= {f"student.{name}": value for name, value in self.student.state_dict().items()}
+        named |= {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+        return named | {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer, self.student).items()}
+
+    def meta(self) -> dict[str, Any]:
+        """What is not a tensor."""
+        return {
+            "step": self.step,
+            "refused_in_a_row": self.refused_in_a_row,
+            "refused_steps": self.refused_steps,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any], source: str) -> None:
+        """Put back what ``tensors`` and ``meta`` gave; raises ``UserError`` when they are another model's."""
+        for name, model in (("student", self.student), ("teacher", self.teacher)):
+            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            _require_same(model, own, f"{source}: {name}")
+            model.load_state_dict(own)
+        self.centers_TK.copy_(tensors["centers"])
+        prefix = "optimizer."
+        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        load_optimizer(self.optimizer, self.student, moments)
+        self.scaler.load_state_dict(meta["scaler"])
+        self.step = meta["step"]
+        self.refused_in_a_row, self.refused_steps = meta["refused_in_a_row"], meta["refused_steps"]
+
+
+def new_state(
+    student: PassModel, teacher: PassModel, num_prototypes: int, device: torch.device, *, fp16: bool
+) -> PassState:
+    """State before the first step on ``device``: the teacher equals the student, centers are zero."""
+    teacher.load_state_dict(student.state_dict())
+    teacher.requires_grad_(False)
+    student.to(device)
+    teacher.to(device)
+    dtype = next(student.parameters()).dtype
+    centers_TK = torch.zeros(1 + student.backbone.num_parts, num_prototypes, device=device, dtype=dtype)
+    scaler = GradScaler(device.type, enabled=fp16)
+    return PassState(student, teacher, student, centers_TK, build_optimizer(student), scaler)
+
+
+def _require_same(model: nn.Module, found: dict[str, Tensor], where: str) -> None:
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ found.keys()):
+        has = "has no" if name in expected else "has an unexpected"
+        raise UserError(f"{where} {has} tensor {name!r}: the checkpoint is of another model; use another run name")
+    for name, value in expected.items():
+        if value.shape != found[name].shape:
+            raise UserError(
+                f"{where}: {name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}: "
+                "the checkpoint is of another model; use another run name"
+            )

@@ -1,0 +1,87 @@
+"""What the training function asks of Ray Train: rank, device, the last checkpoint, a way to report."""
+
+import resource
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train.torch import get_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from passreid_ray.errors import UserError
+from passreid_ray.train.state_files import checkpoint_name
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """One process of a training run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    board: Any
+    """Actor handle of the run's board, which the driver reads."""
+
+    @classmethod
+    def from_ray(cls, board: Any, threads: int) -> "WorkerContext":
+        """The context of the Ray Train worker that this is called in; ``threads`` CPU threads compute in it."""
+        torch.set_num_threads(threads)
+        context = ray.train.get_context()
+        device = get_device()
+        assert isinstance(device, torch.device)
+        return cls(context.get_world_rank(), context.get_world_size(), device, board)
+
+    def share(self, module: nn.Module) -> nn.Module:
+        """``module`` with its gradients averaged over all workers in backward."""
+        if self.world_size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Buffers stay equal by themselves: whatever writes them gathers over all workers first.
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def resume(self, load: Callable[[Path], None]) -> bool:
+        """Call ``load`` with the newest checkpoint's folder, if there is one; whether there was."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return False
+        with checkpoint.as_directory() as folder:
+            load(Path(folder))
+        return True
+
+    def report(self, metrics: dict[str, Any], step: int, save: Callable[[Path], None]) -> None:
+        """Save a checkpoint of ``step`` (rank 0 writes it with ``save``); every worker must call this."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                save(Path(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))
+
+    def post(self, kind: str, **record: Any) -> None:
+        """Tell the driver something, without waiting for it."""
+        self.board.post.remote({"kind": kind, "rank": self.rank, **record})
+
+    def post_bad(self, bad: np.ndarray) -> None:
+        """Tell the driver which images of a batch could not be used; each entry is "image_id<TAB>reason" lines."""
+        images = [tuple(line.split("\t", 1)) for entry in bad if entry for line in entry.splitlines()]
+        if images:
+            self.post("bad", images=images)
+
+    def stop_if_told(self) -> None:
+        """Raise ``UserError`` when the driver found a reason to stop."""
+        reason = ray.get(self.board.stop_reason.remote())
+        if reason is not None:
+            raise UserError(reason)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory this worker has used: of its GPU where it has one, else of its process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

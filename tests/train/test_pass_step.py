@@ -1,0 +1,246 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from passreid_ray import distributed
+from passreid_ray.models import PartViT, PrototypeHead
+from passreid_ray.models.part_vit import Stem
+from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.pass_rates import PassRates
+from passreid_ray.train.pass_state import PassState, new_state
+from passreid_ray.train.pass_step import StepSettings, Views, train_step
+from passreid_ray.train.precision import Precision
+from passreid_ray.views import PixelStatistics, normalize
+from tests.ranks import run_on_ranks
+from tests.train.pass_fixtures import RATES, random_views, rank_slice, tiny_state
+
+GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "pass_train_steps.npz")
+META = json.loads(str(GOLDEN["meta"]))
+STEPS = ("step0", "step1")
+TOKENS = ("cls", "pt1", "pt2", "pt3")
+
+
+def golden_model() -> PassModel:
+    backbone = PartViT(
+        "vit_tiny_patch16_224",
+        image_size=tuple(META["img"]),
+        official_pos_resize=True,
+        embed_dim=META["embed_dim"],
+        depth=META["depth"],
+        num_heads=META["heads"],
+    )
+    head = PrototypeHead(META["embed_dim"], META["out_dim"], META["head_hidden"], META["bottleneck"])
+    model = PassModel(backbone, head)
+    model.load_state_dict({key: torch.from_numpy(GOLDEN[f"student_sd0/{key}"]) for key in model.state_dict()})
+    return model
+
+
+def golden_state() -> PassState:
+    student, teacher = golden_model(), golden_model()
+    return new_state(student, teacher, META["out_dim"], torch.device("cpu"), fp16=False)
+
+
+def golden_views(step: str) -> Views:
+    crops = [normalize(torch.from_numpy(GOLDEN[f"{step}/crop_u8/{view:02d}"]), PixelStatistics()) for view in range(11)]
+    return Views(torch.stack(crops[:2], dim=1), torch.stack(crops[2:], dim=1).unflatten(1, (3, 3)))
+
+
+def golden_rates(step: str) -> PassRates:
+    epoch = int(GOLDEN[f"{step}/epoch"])
+    temps = np.linspace(META["warmup_teacher_temp"], META["teacher_temp"], META["warmup_teacher_temp_epochs"])
+    return PassRates(
+        lr=float(GOLDEN[f"{step}/lr"]),
+        weight_decay=float(GOLDEN[f"{step}/wd"]),
+        teacher_momentum=float(GOLDEN[f"{step}/momentum"]),
+        teacher_temp=float(temps[epoch]),
+        is_last_layer_frozen=epoch < META["freeze_last_layer"],
+    )
+
+
+def test_two_steps_of_the_reference_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = golden_state()
+    grads: dict[str, torch.Tensor] = {}
+    original = torch.nn.utils.clip_grad_norm_
+
+    def remember_then_clip(parameter: torch.Tensor, max_norm: float) -> torch.Tensor:
+        name = next(name for name, own in state.student.named_parameters() if own is parameter)
+        if parameter.grad is not None:
+            grads[name] = parameter.grad.clone()
+        return original(parameter, max_norm)
+
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", remember_then_clip)
+    for step in STEPS:
+        grads.clear()
+        settings = StepSettings(clip_norm=float(GOLDEN[f"{step}/clip"]))
+        metrics = train_step(state, golden_views(step), golden_rates(step), settings)
+
+        assert float(metrics["loss"]) == pytest.approx(float(GOLDEN[f"{step}/loss"]), rel=1e-5)
+        norms = dict(zip(GOLDEN[f"{step}/grad_norm_names"], GOLDEN[f"{step}/grad_norms_preclip"], strict=True))
+        assert set(grads) == {name for name, norm in norms.items() if not math.isnan(norm)}
+        for name, grad in grads.items():
+            assert float(grad.norm()) == pytest.approx(norms[name], rel=1e-4)
+        stored = [key for key in GOLDEN.files if key.startswith(f"{step}/grad/")]
+        assert len(stored) == 10
+        for key in stored:
+            expected = torch.from_numpy(GOLDEN[key])
+            difference = (grads[key.removeprefix(f"{step}/grad/")] - expected).norm() / expected.norm()
+            assert difference < 1e-4, key
+        for token, center_K in zip(TOKENS, state.centers_TK, strict=True):
+            np.testing.assert_allclose(center_K.numpy(), GOLDEN[f"{step}/center_{token}"][0], atol=1e-6)
+
+    width = META["embed_dim"]
+    for name, model in (("student", state.student), ("teacher", state.teacher)):
+        for key, value in model.state_dict().items():
+            difference = (value - torch.from_numpy(GOLDEN[f"{name}_sd2/{key}"])).abs()
+            if key.endswith("attn.qkv.bias"):
+                # The gradient of its K third is zero but for rounding, which Adam turns into whole steps.
+                difference[width : 2 * width] = 0
+            assert float(difference.max()) < 1e-6, (name, key)
+
+
+def test_the_reference_decays_and_exempts_the_same_parameters() -> None:
+    state = golden_state()
+    names = {parameter: name for name, parameter in state.student.named_parameters()}
+    decayed, exempt = ({names[p] for p in group["params"]} for group in state.optimizer.param_groups)
+    assert decayed == set(GOLDEN["group0_regularized"]) - {name for name in names.values() if "weight_g" in name}
+    assert exempt == set(GOLDEN["group1_not_regularized"])
+
+
+def _trained(
+    stem: Stem, dtype: torch.dtype, steps: int, num_micro_batches: int = 1
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and state after some steps of the global batch of 8, by as many workers as there are ranks."""
+    state = tiny_state(stem=stem, dtype=dtype)
+    if distributed.is_active():
+        state.forward = DistributedDataParallel(state.student, broadcast_buffers=False)
+    settings = StepSettings(num_micro_batches=num_micro_batches)
+    losses = []
+    for step in range(steps):
+        views = rank_slice(random_views(8, seed=step, dtype=dtype), distributed.rank(), distributed.world_size())
+        losses.append(float(train_step(state, views, RATES, settings)["loss"]))
+    return losses, {name: value.detach().numpy() for name, value in state.tensors().items()}
+
+
+def _assert_equal_to_one_worker(
+    stem: Stem, dtype: torch.dtype, tolerance: float, losses: list[float], expected: dict[str, np.ndarray]
+) -> None:
+    got_losses, tensors = _trained(stem, dtype, steps=len(losses))
+    np.testing.assert_allclose(got_losses, losses, rtol=tolerance)
+    assert tensors.keys() == expected.keys()
+    for name, value in tensors.items():
+        difference = np.abs(value - expected[name])
+        if name.endswith("attn.qkv.bias") and not name.startswith("optimizer.step"):
+            difference[24:48] = 0  # the K third, see above
+        assert float(difference.max()) <= tolerance, name
+
+
+@pytest.mark.parametrize(
+    ("stem", "dtype", "tolerance"),
+    [
+        ("patch", torch.float64, 1e-9),
+        ("ics", torch.float64, 1e-9),
+        ("patch", torch.float32, 1e-5),
+    ],
+)
+def test_two_workers_equal_one_with_the_doubled_batch_over_20_steps(
+    stem: Stem, dtype: torch.dtype, tolerance: float
+) -> None:
+    losses, tensors = _trained(stem, dtype, steps=20)
+    assert losses[0] != losses[-1]
+    run_on_ranks(_assert_equal_to_one_worker, stem, dtype, tolerance, losses, tensors, world_size=2)
+
+
+def test_micro_batches_equal_the_whole_batch() -> None:
+    whole_losses, whole = _trained("patch", torch.float64, steps=3)
+    losses, parts = _trained("patch", torch.float64, steps=3, num_micro_batches=4)
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-12)
+    for name, value in parts.items():
+        np.testing.assert_allclose(value, whole[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("stem", ["patch", "ics"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stem: Stem) -> None:
+    state = tiny_state(stem=stem)
+    train_step(state, random_views(4, seed=0), RATES, StepSettings())
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    views = random_views(4, seed=1)
+    views.global_BGCHW[0, 0, 0, 0, 0] = math.nan
+    train_step(state, views, RATES, StepSettings())
+    for name, value in state.tensors().items():
+        assert torch.equal(value, before[name]), name
+    assert (state.step, state.refused_in_a_row, state.refused_steps) == (2, 1, 1)
+    train_step(state, random_views(4, seed=2), RATES, StepSettings())
+    assert (state.step, state.refused_in_a_row, state.refused_steps) == (3, 0, 1)
+
+
+def _assert_all_refuse_when_one_is_not_finite() -> None:
+    state = tiny_state()
+    state.forward = DistributedDataParallel(state.student, broadcast_buffers=False)
+    before = {name: value.clone() for name, value in state.tensors().items()}
+    views = random_views(2, seed=distributed.rank())
+    if distributed.rank() == 1:
+        views.local_BPLCHW[0, 0, 0, 0, 0, 0] = math.inf
+    train_step(state, views, RATES, StepSettings())
+    assert state.refused_steps == 1
+    for name, value in state.tensors().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_step_that_is_not_finite_on_one_worker_is_refused_by_all() -> None:
+    run_on_ranks(_assert_all_refuse_when_one_is_not_finite, world_size=2)
+
+
+def test_a_frozen_last_layer_stays_while_the_rest_learns() -> None:
+    state = tiny_state()
+    frozen = [parameter.clone() for parameter in state.student.head.last_layer_parameters()]
+    rest = state.student.backbone.cls_token.clone()
+    rates = PassRates(lr=1e-3, weight_decay=0.1, teacher_momentum=0.9, teacher_temp=0.05, is_last_layer_frozen=True)
+    train_step(state, random_views(4, seed=0), rates, StepSettings())
+    assert all(map(torch.equal, frozen, state.student.head.last_layer_parameters()))
+    assert not torch.equal(rest, state.student.backbone.cls_token)
+
+
+def test_only_the_heads_learn_during_their_warm_up() -> None:
+    state = tiny_state()
+    backbone = {name: value.clone() for name, value in state.student.backbone.state_dict().items()}
+    head = {name: value.clone() for name, value in state.student.head.state_dict().items()}
+    settings = StepSettings(head_warmup_steps=1)
+    train_step(state, random_views(4, seed=0), RATES, settings)
+    assert all(torch.equal(value, backbone[name]) for name, value in state.student.backbone.state_dict().items())
+    assert any(not torch.equal(value, head[name]) for name, value in state.student.head.state_dict().items())
+    train_step(state, random_views(4, seed=1), RATES, settings)
+    assert not torch.equal(state.student.backbone.cls_token, backbone["cls_token"])
+
+
+def test_the_teacher_is_the_moving_average_of_the_student() -> None:
+    state = tiny_state()
+    old = [parameter.clone() for parameter in state.teacher.parameters()]
+    train_step(state, random_views(4, seed=0), RATES, StepSettings())
+    for teacher, before, student in zip(state.teacher.parameters(), old, state.student.parameters(), strict=True):
+        torch.testing.assert_close(teacher, 0.99 * before + 0.01 * student, rtol=0, atol=1e-12)
+
+
+def test_diagnosis_names_every_token() -> None:
+    metrics = train_step(tiny_state(), random_views(4, seed=0), RATES, StepSettings(), diagnose=True)
+    for token in ("cls", "part0", "part1", "part2"):
+        assert 0 < metrics[f"teacher_entropy/{token}"] <= math.log(32) + 1e-6
+        assert metrics[f"kl/{token}"] >= 0
+        assert metrics[f"feature_std/{token}"] > 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_follows_the_losses_of_fp32(precision: Precision) -> None:
+    def losses(precision: Precision) -> list[float]:
+        state = tiny_state(dtype=torch.float32)
+        settings = StepSettings(precision=precision)
+        steps = (train_step(state, random_views(4, step, torch.float32), RATES, settings) for step in range(5))
+        return [float(metrics["loss"]) for metrics in steps]
+
+    got, exact = losses(precision), losses("fp32")
+    assert got != exact
+    np.testing.assert_allclose(got, exact, rtol=0.05)

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from passreid_ray.errors import UserError
+from passreid_ray.train.state_files import checkpoint_name, find_checkpoint, load_state, read_meta, save_state
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS | {"view": TENSORS["a"][:, 1]}, {"step": 7})
+    tensors, meta = load_state(tmp_path)
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    assert torch.equal(tensors["view"], TENSORS["a"][:, 1])
+    assert meta["step"] == 7
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_a_checkpoint_cut_short_is_told(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS, {})
+    file = tmp_path / "state.safetensors"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=f"cut short: expected {size} bytes, found {size - 5}; delete"):
+        load_state(tmp_path)
+
+
+def test_an_edited_checkpoint_is_told(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS, {})
+    file = tmp_path / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged: its SHA-256"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ("[]", "keys 'format'")])
+def test_a_damaged_description_is_told(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_meta(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        save_state(tmp_path / "file" / "checkpoint", TENSORS, {})
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
+    for step in (5, 40, 300):
+        save_state(tmp_path / checkpoint_name(step), TENSORS, {"step": step})
+    (tmp_path / checkpoint_name(300) / "state.json").unlink()  # killed before it was whole
+    assert find_checkpoint(tmp_path).name == checkpoint_name(40)
+    assert find_checkpoint(tmp_path / checkpoint_name(5)).name == checkpoint_name(5)
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint found"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_description_is_plain_json(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS, {"config": {"seed": 1}})
+    assert json.loads((tmp_path / "state.json").read_text())["config"] == {"seed": 1}
