@@ -4,4 +4,4 @@ from passreid_ray.engines.cli import run_job
 from passreid_ray.engines.pretrain import PretrainConfig, run
 
 if __name__ == "__main__":
-    run_job(PretrainConfig, run, __doc__)
+    run_job(PretrainConfig, run, __doc__, default_preset="pretrain_synthetic")

@@ -26,17 +26,20 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
-def load_config(cls: type[SectionT], arguments: Sequence[str], *, presets: Path | None = None) -> SectionT:
+def load_config(
+    cls: type[SectionT], arguments: Sequence[str], *, presets: Path | None = None, default_preset: str | None = None
+) -> SectionT:
     """Settings of type ``cls`` from ``[preset.toml] [section.key=value ...]``.
 
-    A preset is a path, or a name found in ``presets``. Values are TOML (``3``, ``true``, ``[1, 2]``); anything that is
+    A preset is a path, or a name found in ``presets``; without one it is ``default_preset``. Values are TOML (``3``, ``true``, ``[1, 2]``); anything that is
     not TOML is a string, so paths need no quotes. Raises ``UserError`` naming the key, what was found and what to do.
     """
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     if len(files) > 1:
         raise UserError(f"expected at most one preset before the key=value settings, got {files}")
-    values = _merge(cls().model_dump(), read_preset(files[0], presets) if files else {})
+    preset = files[0] if files else default_preset
+    values = _merge(cls().model_dump(), read_preset(preset, presets) if preset else {})
     for keys, value in sorted(map(_parse_override, overrides), key=lambda item: item[0][-1] != "kind"):
         _set(values, keys, value)
     return build(cls, values)

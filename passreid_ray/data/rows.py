@@ -1,6 +1,7 @@
 """Rows of a data set: which images there are, who and which camera they show, and where their pixels lie."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ JUNK_PERSON_ID = "-1"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a data set without their pixels, opened in the order of image_id; small enough to be pickled to workers."""
+    """Rows of a data set without their pixels, opened in the order of image_id; small enough to send to workers."""
 
     table: pa.Table
     """Columns of ``SCHEMA``; person_id, camera_id and split may be null. ``store`` is a position in ``stores``."""
@@ -87,22 +88,13 @@ class Rows:
         missing = [name for name in names if name not in found]
         if missing:
             raise UserError(f"{where}: no image has split {missing[0]!r}; splits found: {', '.join(found) or 'none'}")
-        return self.select(pc.is_in(splits, pa.array(names, pa.string())).to_numpy())
+        return Rows(self.table.filter(pc.field("split").isin(names)), self.stores)
 
     def fingerprint(self) -> str:
         """Short hex digest of all rows and of what decides their pixels; the same wherever the files lie."""
-        digest = hashlib.sha256()
-        for store in self.stores:
-            digest.update(store.identity().encode() + b"\0")
-        for name in self.table.column_names:
-            column = self.table[name].combine_chunks()
-            digest.update(np.asarray(column.is_null()).tobytes())
-            if name == "store":
-                digest.update(column.to_numpy().tobytes())
-                continue
-            column = column.fill_null("")
-            digest.update(pc.binary_length(column).to_numpy().tobytes())
-            digest.update(pc.binary_join(pa.LargeListArray.from_arrays([0, len(column)], column), "")[0].as_buffer())
+        digest = hashlib.sha256(json.dumps([store.identity() for store in self.stores]).encode())
+        for name in SCHEMA.names:
+            digest.update(json.dumps(self.table[name].to_pylist()).encode())
         return digest.hexdigest()[:16]
 
     def _column(self, name: str) -> np.ndarray:
@@ -149,26 +141,29 @@ def join_rows(sources: Sequence[Rows]) -> Rows:
     """
     if len(sources) == 1:
         return sources[0]
-    tables, stores = [], []
+    tables: list[pa.Table] = []
+    stores: tuple[ImageStore, ...] = ()
     for position, rows in enumerate(sources):
-        table = rows.table
+        columns = rows.table.to_pydict()
         for name in ("image_id", "person_id", "camera_id"):
-            prefixed = pc.binary_join_element_wise(str(position), table[name], ":")
-            if name == "person_id":
-                prefixed = pc.if_else(pc.equal(table[name], JUNK_PERSON_ID), table[name], prefixed)
-            table = table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), prefixed)
-        shifted = pc.add(table["store"], pa.scalar(len(stores), pa.int32()))
-        tables.append(table.set_column(SCHEMA.get_field_index("store"), SCHEMA.field("store"), shifted))
+            columns[name] = [_prefixed(position, value) for value in columns[name]]
+        columns["store"] = [len(stores) + store for store in columns["store"]]
+        tables.append(pa.table(columns, schema=SCHEMA))
         stores += rows.stores
-    return ordered_rows(pa.concat_tables(tables), tuple(stores), where="joined")
+    return ordered_rows(pa.concat_tables(tables), stores, where="joined")
+
+
+def _prefixed(position: int, value: str | None) -> str | None:
+    return value if value is None or value == JUNK_PERSON_ID else f"{position}:{value}"
 
 
 def ordered_rows(table: pa.Table, stores: tuple[ImageStore, ...], *, where: str) -> Rows:
     """Rows of a table with the columns of ``SCHEMA``; raises ``UserError`` when two rows share an image_id."""
-    table = table.sort_by("image_id").combine_chunks()
-    ids = table["image_id"]
-    repeated = ids.slice(1).filter(pc.equal(ids.slice(1), ids.slice(0, max(len(ids) - 1, 0))))
+    counts = table["image_id"].value_counts()
+    repeated = np.flatnonzero(counts.field("counts").to_numpy() > 1)
     if len(repeated):
-        example = repeated[0].as_py()
-        raise UserError(f"{where}: {len(repeated)} rows repeat an image_id, such as {example!r}; give each row its own")
-    return Rows(table, stores)
+        example = counts.field("values")[repeated[0]].as_py()
+        raise UserError(
+            f"{where}: {len(repeated)} image ids are not unique, such as {example!r}; give each row its own"
+        )
+    return Rows(table.sort_by("image_id").combine_chunks(), stores)

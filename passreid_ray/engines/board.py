@@ -129,7 +129,7 @@ class Monitor:
             image_id, reason = next(iter(new.items()), ("", ""))
             ray.get(
                 self._board.stop.remote(
-                    f"{len(self._bad)} of {self._num_rows} images cannot be used, more than data.max_bad_share allows; "
+                    f"{len(self._bad)} of {self._num_rows} images cannot be used, more than max_bad_share allows; "
                     f"the last: {image_id}: {reason}. All are in {self._log.folder / 'quarantine.jsonl'}"
                 )
             )

@@ -6,7 +6,7 @@ Reads from top to bottom in the order it runs: settings, ``run`` (driver), featu
 import json
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import ray
@@ -145,8 +145,8 @@ class FeatureActor:
     def __init__(self, model: Any, fusion: Fusion, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = ray.get(model).to(self._device).eval()
-        self._fusion = fusion
+        self._model = cast(PartViT, ray.get(model)).to(self._device).eval()
+        self._fusion: Fusion = fusion
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images_BCHW = torch.from_numpy(batch.pop("image").copy()).to(self._device)
@@ -169,7 +169,7 @@ def extract(
     )
     batch_size = config.retrieval.batch_size
 
-    def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def read(batch: Any) -> Any:
         images_BCHW, bad = read_images(ray.get(rows_ref), batch["id"], size_px, pixels)
         reasons = dict(bad)
         ids = ray.get(rows_ref).image_ids[batch["id"]]
@@ -179,7 +179,9 @@ def extract(
             "bad": np.array([reasons.get(i, "") for i in ids], object),
         }
 
-    numbers = ray.data.range(len(rows), override_num_blocks=-(-len(rows) // batch_size))
+    num_blocks = -(-len(rows) // batch_size)
+    num_actors = min(num_actors, num_blocks)
+    numbers = ray.data.range(len(rows), override_num_blocks=num_blocks)
     features = numbers.map_batches(read, batch_size=batch_size).map_batches(
         FeatureActor,
         fn_constructor_args=(model_ref, config.retrieval.fusion),
@@ -207,13 +209,12 @@ def extract(
 
 
 def score(features_ND: np.ndarray, rows: Rows, retrieval: RetrievalConfig, bad: list[tuple[str, str]]) -> RankingResult:
-    """Market-1501 protocol over the rows whose image is not among the ``bad`` ones."""
-    persons = np.where(
-        rows.person_ids == JUNK_PERSON_ID, -1, np.unique(rows.person_ids.astype(str), return_inverse=True)[1]
-    )
+    """Market-1501 protocol over the rows that are not junk and whose image is not among the ``bad`` ones."""
     has_cameras = all(camera_id is not None for camera_id in rows.camera_ids)
     cameras = rows.camera_ids.astype(str)
     usable = ~np.isin(rows.image_ids.astype(str), [image_id for image_id, _ in bad])
+    usable &= rows.person_ids != JUNK_PERSON_ID
+    persons = rows.person_ids.astype(str)
     query, gallery = usable & (rows.splits == retrieval.query), usable & (rows.splits == retrieval.gallery)
     return evaluate_ranking(
         features_ND[query],

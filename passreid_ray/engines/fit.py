@@ -2,12 +2,11 @@
 
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig
+from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 
 from passreid_ray.engines.cluster import WorkersConfig
@@ -19,8 +18,8 @@ TrainWorker = Callable[[dict[str, Any]], None]
 
 def fit(
     train_worker: TrainWorker, loop_config: dict[str, Any], run: RunConfig, workers: WorkersConfig, board: Any
-) -> ray.train.Checkpoint | None:
-    """Run ``train_worker`` on every worker until it ends; the last checkpoint.
+) -> None:
+    """Run ``train_worker`` on every worker until it ends.
 
     Workers that crash are restarted from the newest checkpoint; a run of the same name and storage is continued.
     Raises ``UserError`` with the reason when a worker raised one, or when restarts are used up.
@@ -32,12 +31,11 @@ def fit(
         run_config=ray.train.RunConfig(
             name=run.name,
             storage_path=run.storage_path,
-            checkpoint_config=CheckpointConfig(num_to_keep=run.keep),
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
     try:
-        checkpoint = trainer.fit().checkpoint
+        trainer.fit()
     except Exception as error:  # noqa: BLE001 whatever ended the run, the user gets its reason and the log
         if (reason := ray.get(board.stop_reason.remote())) is not None:
             raise UserError(reason) from None
@@ -49,7 +47,6 @@ def fit(
         ) from None
     if (reason := ray.get(board.stop_reason.remote())) is not None:
         raise UserError(reason)
-    return checkpoint
 
 
 class _Guarded:
@@ -83,8 +80,3 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def checkpoint_folder(checkpoint: ray.train.Checkpoint) -> Path:
-    """Local path of a checkpoint; downloaded first where it is remote."""
-    return Path(checkpoint.to_directory()) if "://" in checkpoint.path else Path(checkpoint.path)

@@ -13,7 +13,6 @@ import numpy as np
 import ray
 import torch
 from pydantic import Field
-from ray.train import Checkpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +32,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.losses import collapse
 from passreid_ray.models import load_backbone
 from passreid_ray.models.config import HeadConfig, ModelConfig, build_pass_model
+from passreid_ray.models.part_vit import PartViT
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.optimizer import OptimizerConfig
@@ -156,8 +156,8 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
     }
     log = RunLog(config.run.folder)
     with Monitor(board, log, console, num_rows=len(rows), max_bad_share=config.max_bad_share):
-        checkpoint = fit(train_worker, loop_config, config.run, config.workers, board)
-    write_pictures(config, checkpoint, eval_rows or rows)
+        fit(train_worker, loop_config, config.run, config.workers, board)
+    write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
     return config.run.folder
 
@@ -165,7 +165,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 def train_worker(loop_config: dict[str, Any]) -> None:
     """What each worker does: resume, then step through its slice of every global batch."""
     config: PretrainConfig = loop_config["config"]
-    worker = WorkerContext.from_ray(loop_config["board"], config.workers.threads_per_worker())
+    worker = WorkerContext.from_ray(loop_config["board"], config.run.checkpoints, config.workers.threads_per_worker())
     order = config.order(loop_config["num_rows"])
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
@@ -192,7 +192,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if is_logged:
             log_step(state, metrics, rates, meter, config, worker)
         if state.refused_in_a_row >= config.max_refused_in_a_row:
-            worker.report({"step": state.step}, state.step, save)
+            worker.report(state.step, save, config.run.keep)
             raise UserError(
                 f"stopped after step {state.step}: loss or gradient was not finite {state.refused_in_a_row} times in a "
                 f"row. The weights before that are in {config.run.folder}; lower optimizer.lr or set precision=fp32"
@@ -201,7 +201,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if position == 0 and (is_last or epoch % config.evaluation.every_epochs == 0):
             evaluate()
         if position == 0 and (is_last or epoch % config.run.checkpoint_every_epochs == 0):
-            worker.report({"step": state.step}, state.step, save)
+            worker.report(state.step, save, config.run.keep)
 
 
 def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
@@ -289,23 +289,25 @@ def load_checkpoint(state: PassState, fingerprint: str, folder: Path) -> None:
     state.load(tensors, meta, str(folder))
 
 
-def write_pictures(config: PretrainConfig, checkpoint: Checkpoint | None, rows: Rows) -> None:
+def write_pictures(config: PretrainConfig, rows: Rows) -> None:
     """``attention.png``: where the teacher's CLS and part tokens look, on a few crops."""
-    if checkpoint is None:
-        return
-    with checkpoint.as_directory() as folder:
-        tensors, _ = load_state(Path(folder))
     model = config.model.build(config.views.global_size_px, config.views.num_parts, drop_path=0.0).eval()
-    prefix = "teacher.backbone."
-    load_backbone(model, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    config.run.checkpoints.read(config.run.checkpoints.names()[-1], lambda folder: load_teacher(model, folder))
     numbers = np.linspace(0, len(rows) - 1, num=min(NUM_PICTURED, len(rows)), dtype=int)
     images_BCHW, bad = read_images(rows, numbers, config.views.global_size_px, config.views)
-    usable = ~np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in bad])
+    usable = np.flatnonzero(~np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in bad]))
     with torch.inference_mode():
         maps = model.attention_maps(images_BCHW[usable])
     pixels = PixelStatistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     shown_BCHW, _ = read_images(rows, numbers[usable], config.views.global_size_px, pixels)
     attention_picture(shown_BCHW, maps, config.run.folder / "attention.png")
+
+
+def load_teacher(model: PartViT, folder: Path) -> None:
+    """Copy the teacher's backbone in the checkpoint ``folder`` into ``model``."""
+    tensors, _ = load_state(folder)
+    prefix = "teacher.backbone."
+    load_backbone(model, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
 
 
 def print_summary(folder: Path, console: Console) -> None:

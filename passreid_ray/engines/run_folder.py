@@ -8,9 +8,11 @@ from pydantic import Field
 
 from passreid_ray.config import Section, to_toml
 from passreid_ray.errors import UserError
-from passreid_ray.train.state_files import FOLDER_PREFIX, META_FILE, read_meta
+from passreid_ray.train.checkpoints import CheckpointStore
+from passreid_ray.train.state_files import read_meta
 
 CONFIG_FILE = "config.toml"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 class RunConfig(Section):
@@ -33,14 +35,16 @@ class RunConfig(Section):
         return self.output / self.name
 
     @property
-    def is_remote(self) -> bool:
-        """Whether checkpoints go to an address instead of a folder."""
-        return self.storage is not None and "://" in self.storage
+    def storage_path(self) -> str:
+        """Where the folders of runs with their checkpoints are."""
+        return (
+            self.storage if self.storage and "://" in self.storage else str(Path(self.storage or self.output).resolve())
+        )
 
     @property
-    def storage_path(self) -> str:
-        """What Ray Train is given as storage path."""
-        return self.storage if self.storage and self.is_remote else str(Path(self.storage or self.output).resolve())
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(f"{self.storage_path}/{self.name}")
 
 
 def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
@@ -51,10 +55,16 @@ def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], finger
     """
     _check_writable(run.folder, "run.output")
     _check_storage(run)
-    meta = None if run.is_remote else _newest_meta(Path(run.storage_path) / run.name)
-    if meta is not None:
-        check_same_data(meta, fingerprint, str(run.folder))
-        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
+    names = run.checkpoints.names()
+    if names:
+        new = config.model_dump(mode="json")
+        run.checkpoints.read(
+            names[-1], lambda folder: _check_same(read_meta(folder), new, run, must_agree, fingerprint)
+        )
+    filesystem, root = run.checkpoints.location()
+    # Ray's own list of checkpoints may be stale or cut short after a kill, and Ray refuses to start on it.
+    if filesystem.get_file_info(f"{root}/{RAY_SNAPSHOT}").type == pafs.FileType.File:
+        filesystem.delete_file(f"{root}/{RAY_SNAPSHOT}")
     (run.folder / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
 
 
@@ -82,19 +92,21 @@ def _check_writable(folder: Path, key: str) -> None:
 def _check_storage(run: RunConfig) -> None:
     if run.storage is None:
         return
-    if not run.is_remote:
+    if not run.checkpoints.is_remote:
         _check_writable(Path(run.storage) / run.name, "run.storage")
         return
     try:
-        filesystem, path = pafs.FileSystem.from_uri(run.storage)
-        filesystem.create_dir(f"{path}/{run.name}", recursive=True)
+        filesystem, path = run.checkpoints.location()
+        filesystem.create_dir(path, recursive=True)
     except (OSError, ValueError) as error:
         raise UserError(f"run.storage: {run.storage} cannot be used: {error}") from None
 
 
-def _newest_meta(folder: Path) -> dict[str, Any] | None:
-    whole = [path for path in folder.glob(f"{FOLDER_PREFIX}*") if (path / META_FILE).is_file()]
-    return read_meta(max(whole)) if whole else None
+def _check_same(
+    meta: dict[str, Any], new: dict[str, Any], run: RunConfig, must_agree: tuple[str, ...], fingerprint: str
+) -> None:
+    check_same_data(meta, fingerprint, str(run.folder))
+    _check_agreement(run, meta["config"], new, must_agree)
 
 
 def _check_agreement(run: RunConfig, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 from rich.progress import track
 
 from passreid_ray.config import Section, to_toml
@@ -19,7 +18,7 @@ MARKER = "synthetic.toml"
 class SynthesizeConfig(Section):
     """Settings of jobs/synthesize.py."""
 
-    data: SyntheticSource = Field(default_factory=SyntheticSource)
+    data: SyntheticSource = SyntheticSource()
     """The people to draw."""
     output: Path = Path("outputs/synthetic")
     """Folder to write; must be empty, new, or hold the beginning of the same set."""

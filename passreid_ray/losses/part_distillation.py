@@ -19,14 +19,14 @@ def part_distillation_loss(
 
     ``student``: per token a ``(V_t, B, K)`` tensor of logits whose first G views are the global ones: the CLS token
     sees every view, a part token the global views and its own local views. ``teacher``: per token ``(G, B, K)``.
-    PASS (arXiv:2203.03931, section 3.3) on top of DINO (arXiv:2104.14294, section 3.1): with 2 global views and 3
+    PASS (arXiv:2203.03931) on top of DINO (arXiv:2104.14294, section 3.1): with 2 global views and 3
     parts of 3 local views these are 20 pairs of CLS and 8 of each part. Computed in float32 even under autocast
     (float64 is kept); no gradient reaches the teacher or the centers.
     """
-    loss_T, num_pairs_T = part_distillation_terms(
+    loss_T, num_pairs = part_distillation_terms(
         student, teacher, centers_TK, student_temp=student_temp, teacher_temp=teacher_temp
     )
-    return mean_over_pairs(loss_T, num_pairs_T)
+    return mean_over_pairs(loss_T, num_pairs)
 
 
 def part_distillation_terms(
@@ -36,8 +36,8 @@ def part_distillation_terms(
     *,
     student_temp: float,
     teacher_temp: float,
-) -> tuple[Tensor, Tensor]:
-    """Each token's mean cross-entropy and its number of pairs: ``(loss_T, num_pairs_T)``.
+) -> tuple[Tensor, list[int]]:
+    """Each token's mean cross-entropy, ``(T,)``, and its number of pairs of views.
 
     ``mean_over_pairs`` of the two is ``part_distillation_loss``, of which this is the form for logging.
     """
@@ -47,13 +47,14 @@ def part_distillation_terms(
         for student_VBK, target_GBK in zip(student, targets, strict=True)
     ]
     num_pairs = [_num_pairs(len(s_VBK), len(t_GBK)) for s_VBK, t_GBK in zip(student, targets, strict=True)]
-    loss_T = torch.stack(losses)
-    return loss_T, loss_T.new_tensor(num_pairs)
+    return torch.stack(losses), num_pairs
 
 
-def mean_over_pairs(loss_T: Tensor, num_pairs_T: Tensor) -> Tensor:
+def mean_over_pairs(loss_T: Tensor, num_pairs: Sequence[int]) -> Tensor:
     """The tokens' losses weighted by their number of pairs; a scalar."""
-    return (loss_T * num_pairs_T).sum() / num_pairs_T.sum()
+    # Plain numbers: a tensor of weights would have to be copied to the device, which waits for it.
+    weighted = [loss * weight for loss, weight in zip(loss_T.unbind(), num_pairs, strict=True)]
+    return torch.stack(weighted).sum() / sum(num_pairs)
 
 
 def teacher_targets(teacher: Sequence[Tensor], centers_TK: Tensor, teacher_temp: float) -> list[Tensor]:

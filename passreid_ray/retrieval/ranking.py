@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passreid_ray.errors import UserError
-from passreid_ray.retrieval.distances import as_array, cosine_distance, normalized
+from passreid_ray.retrieval.distances import as_array, normalized, one_minus_dot
 
 _BLOCK_BYTES = 64 * 2**20
 
@@ -57,7 +57,7 @@ def evaluate_ranking(
     cameras = None if query_cameras is None else _codes(query_cameras, gallery_cameras, "cameras")
     if cameras is not None and (len(cameras[0]) != len(query_codes) or len(cameras[1]) != len(gallery_codes)):
         raise UserError(
-            f"cameras: expected {len(query_codes)} and {len(gallery_codes)} as many as ids, "
+            f"cameras: expected {len(query_codes)} of query and {len(gallery_codes)} of gallery, as many as ids; "
             f"got {len(cameras[0])} and {len(cameras[1])}"
         )
     if max_rank < 1:
@@ -114,7 +114,7 @@ def _codes(query: Any, gallery: Any, name: str) -> tuple[NDArray[np.intp], NDArr
 def _labels(values: Any, name: str) -> NDArray[Any]:
     labels = as_array(values)
     labels = np.asarray(labels.tolist()) if labels.dtype == object else labels
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iuU":
         raise UserError(f"{name}: expected one whole number or string per row, got {labels.dtype} {labels.shape}")
     return labels
 
@@ -145,11 +145,11 @@ def _cosine_rows(query_QD: Any, gallery_GD: Any, shape: tuple[int, int]) -> Iter
             f"features: {len(query_QD)} and {len(gallery_GD)} rows do not fit {shape[0]} and {shape[1]} ids"
         )
     # Equal features must be at equal distances wherever they stand, but a matrix product rounds differently from
-    # column to column. So each distinct feature is compared once, in an order that does not depend on the gallery's.
+    # column to column. So each distinct feature is compared once, in an order that the gallery's order cannot change.
     bytes_G = np.ascontiguousarray(gallery_GD).view(np.dtype((np.void, gallery_GD.itemsize * gallery_GD.shape[1])))
     _, first, column_of = np.unique(bytes_G.ravel(), return_index=True, return_inverse=True)
     distinct_MD = gallery_GD[first]
     block = max(1, _BLOCK_BYTES // (distinct_MD.itemsize * len(distinct_MD)))
     for start in range(0, len(query_QD), block):
-        for row in cosine_distance(query_QD[start : start + block], distinct_MD):
+        for row in one_minus_dot(query_QD[start : start + block], distinct_MD):
             yield row[column_of]

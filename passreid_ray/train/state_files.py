@@ -34,6 +34,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / META_FILE).unlink(missing_ok=True)  # no longer whole, until it is written anew
         save_file(contiguous, path)
         record = {"format": 1, "bytes": path.stat().st_size, "sha256": _sha256(path), **meta}
         draft = folder / f"{META_FILE}.part"

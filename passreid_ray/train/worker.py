@@ -1,7 +1,6 @@
 """What the training function asks of Ray Train: rank, device, the last checkpoint, a way to report."""
 
 import resource
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray.errors import UserError
-from passreid_ray.train.state_files import checkpoint_name
+from passreid_ray.train.checkpoints import CheckpointStore
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class WorkerContext:
     device: torch.device
     board: Any
     """Actor handle of the run's board, which the driver reads."""
+    checkpoints: CheckpointStore
 
     @classmethod
-    def from_ray(cls, board: Any, threads: int) -> "WorkerContext":
+    def from_ray(cls, board: Any, checkpoints: CheckpointStore, threads: int) -> "WorkerContext":
         """The context of the Ray Train worker that this is called in; ``threads`` CPU threads compute in it."""
         torch.set_num_threads(threads)
         context = ray.train.get_context()
         device = get_device()
         assert isinstance(device, torch.device)
-        return cls(context.get_world_rank(), context.get_world_size(), device, board)
+        return cls(context.get_world_rank(), context.get_world_size(), device, board, checkpoints)
 
     def share(self, module: nn.Module) -> nn.Module:
         """``module`` with its gradients averaged over all workers in backward."""
@@ -47,22 +48,24 @@ class WorkerContext:
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def resume(self, load: Callable[[Path], None]) -> bool:
-        """Call ``load`` with the newest checkpoint's folder, if there is one; whether there was."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return False
-        with checkpoint.as_directory() as folder:
-            load(Path(folder))
-        return True
+        """Call ``load`` with the folder of the newest whole checkpoint, if there is one; whether there was."""
+        names = self.checkpoints.names()
+        if names:
+            self.checkpoints.read(names[-1], load)
+        return bool(names)
 
-    def report(self, metrics: dict[str, Any], step: int, save: Callable[[Path], None]) -> None:
-        """Save a checkpoint of ``step`` (rank 0 writes it with ``save``); every worker must call this."""
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.rank == 0:
-                save(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=checkpoint_name(step))
+    def report(self, step: int, save: Callable[[Path], None], keep: int | None) -> None:
+        """Save a checkpoint of ``step`` (rank 0 writes it with ``save``) and keep the newest ``keep``.
+
+        Every worker must call this; Ray Train makes them wait for each other.
+        """
+        checkpoint = None
+        if self.rank == 0:
+            filesystem, path = self.checkpoints.location(self.checkpoints.write(step, save))
+            checkpoint = ray.train.Checkpoint(path, filesystem)
+        ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        if self.rank == 0:
+            self.checkpoints.prune(keep)
 
     def post(self, kind: str, **record: Any) -> None:
         """Tell the driver something, without waiting for it."""

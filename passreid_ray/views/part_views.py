@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 class PartViews:
-    """Augmented views of one image: PASS (arXiv:2203.03931, section 3.2), the augmentations of DINO (arXiv:2104.14294).
+    """Augmented views of one image: PASS (arXiv:2203.03931), the augmentations of DINO (arXiv:2104.14294).
 
     A pure function of the image and the generator: nothing global is read or changed, so equal generators give equal
     views in every process. With ``aspect="official"`` the views are drawn and rendered as the reference code does.

@@ -26,6 +26,6 @@ def normalize(pixels: Tensor, statistics: PixelStatistics) -> Tensor:
     Equal to torchvision's ToTensor and Normalize to the last bit, on every device.
     """
     # Divisors are tensors on the device: CUDA multiplies by the rounded reciprocal of a number, which is not the same.
-    constants = torch.tensor(((255.0,) * 3, statistics.mean, statistics.std), device=pixels.device)
-    scale, mean, std = constants[:, :, None, None]
+    constants = torch.tensor(((255.0,) * 3, statistics.mean, statistics.std), dtype=torch.float32)
+    scale, mean, std = constants.to(pixels.device, non_blocking=True)[:, :, None, None]
     return pixels.to(torch.float32).div_(scale).sub_(mean).div_(std)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -77,6 +77,7 @@ def test_two_ranks_equal_the_reference_on_two_ranks() -> None:
             torch.testing.assert_close(centers[step], golden_loss.centers(golden, step), rtol=1e-5, atol=1e-7)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     num_parts=st.integers(0, 4),
     local_views=st.integers(0, 3),
@@ -109,15 +110,15 @@ def test_more_than_two_global_views_are_paired_like_two() -> None:
 
 def test_official_views_make_44_pairs_of_which_20_are_cls() -> None:
     student, teacher, centers_TK = random_case()
-    loss_T, num_pairs_T = part_distillation_terms(student, teacher, centers_TK, **TEMPS)
-    assert num_pairs_T.tolist() == [20, 8, 8, 8]
+    loss_T, num_pairs = part_distillation_terms(student, teacher, centers_TK, **TEMPS)
+    assert num_pairs == [20, 8, 8, 8]
     for token, loss in enumerate(loss_T):
         pairs = literal_pairs(student[token], teacher[token], centers_TK[token], 0.1, 0.04)
-        assert len(pairs) == num_pairs_T[token]
+        assert len(pairs) == num_pairs[token]
         torch.testing.assert_close(loss, torch.stack(pairs).mean())
     # Doubling one part's terms adds its mean times 8/44.
-    doubled = mean_over_pairs(loss_T * torch.tensor([1, 1, 2, 1]), num_pairs_T)
-    torch.testing.assert_close(doubled - mean_over_pairs(loss_T, num_pairs_T), loss_T[2] * 8 / 44)
+    doubled = mean_over_pairs(loss_T * torch.tensor([1, 1, 2, 1]), num_pairs)
+    torch.testing.assert_close(doubled - mean_over_pairs(loss_T, num_pairs), loss_T[2] * 8 / 44)
 
 
 @pytest.mark.parametrize("num_prototypes", [64, 65536])

@@ -10,6 +10,10 @@ from passreid_ray.data.synthetic.randomness import Stream, generator
 
 Colour = tuple[int, int, int]
 Texture = Literal["plain", "rows", "columns", "checks", "halves", "dots"]
+HairStyle = Literal["bald", "short", "bob", "long", "bun", "ponytail"]
+Hat = Literal["none", "cap", "beanie"]
+Lower = Literal["trousers", "shorts", "skirt"]
+Bag = Literal["none", "backpack", "shoulder", "handbag"]
 NameT = TypeVar("NameT", bound=str)
 
 # Clothing colours with how often they are worn: black, grey, white and blue make up more than half, which
@@ -39,6 +43,13 @@ _SHOES: list[Colour] = [(26, 26, 28), (232, 232, 230), (92, 64, 44), (120, 122, 
 _UPPER_TEXTURES: dict[Texture, float] = {
     "plain": 0.52, "rows": 0.15, "columns": 0.06, "checks": 0.10, "halves": 0.12, "dots": 0.05,
 }  # fmt: skip
+_HAIR_STYLES: dict[HairStyle, float] = {
+    "bald": 0.05, "short": 0.45, "bob": 0.14, "long": 0.17, "bun": 0.06, "ponytail": 0.13,
+}  # fmt: skip
+_SHORT_SLEEVES = [0.0, 0.35, 0.45, 0.7]
+_HATS: dict[Hat, float] = {"none": 0.84, "cap": 0.10, "beanie": 0.06}
+_LOWERS: dict[Lower, float] = {"trousers": 0.70, "shorts": 0.18, "skirt": 0.12}
+_BAGS: dict[Bag, float] = {"none": 0.45, "backpack": 0.26, "shoulder": 0.17, "handbag": 0.12}
 _LOWER_TEXTURES: dict[Texture, float] = {"plain": 0.84, "rows": 0.03, "columns": 0.06, "checks": 0.07}
 
 
@@ -65,8 +76,8 @@ class Person:
     """Width relative to an average adult."""
     skin: Colour
     hair: Colour
-    hair_style: Literal["bald", "short", "bob", "long", "bun", "ponytail"]
-    hat: Literal["none", "cap", "beanie"]
+    hair_style: HairStyle
+    hat: Hat
     hat_colour: Colour
     upper: Garment
     upper_length: float
@@ -78,11 +89,11 @@ class Person:
     logo: Colour | None
     """Print on the chest, seen from the front only."""
     lower: Garment
-    lower_kind: Literal["trousers", "shorts", "skirt"]
+    lower_kind: Lower
     lower_width: float
     """Width of a trouser leg relative to an average one."""
     shoes: Colour
-    bag: Literal["none", "backpack", "shoulder", "handbag"]
+    bag: Bag
     bag_colour: Colour
 
 
@@ -90,16 +101,14 @@ class Person:
 def person_of(seed: int, person: int) -> Person:
     """Identity number ``person`` of a seed; it depends on nothing else. Negative numbers are passers-by."""
     rng = generator(seed, Stream.PERSON, abs(person), int(person < 0))
-    hair_style = _choose(rng, {"bald": 0.05, "short": 0.45, "bob": 0.14, "long": 0.17, "bun": 0.06, "ponytail": 0.13})
     coat = rng.random() < 0.25
-    lower_kind = _choose(rng, {"trousers": 0.70, "shorts": 0.18, "skirt": 0.12})
     return Person(
         stature=float(np.clip(rng.normal(0.94, 0.05), 0.82, 1.05)),
         build=float(np.clip(rng.normal(1.0, 0.13), 0.74, 1.35)),
         skin=_vary(rng, _SKIN[rng.choice(len(_SKIN), p=[0.26, 0.28, 0.20, 0.12, 0.08, 0.06])], 8),
         hair=_vary(rng, _HAIR[rng.choice(len(_HAIR), p=[0.38, 0.24, 0.16, 0.10, 0.07, 0.05])], 8),
-        hair_style=hair_style,
-        hat=_choose(rng, {"none": 0.84, "cap": 0.10, "beanie": 0.06}),
+        hair_style=_choose(rng, _HAIR_STYLES),
+        hat=_choose(rng, _HATS),
         hat_colour=_cloth_colour(rng),
         upper=_garment(rng, _UPPER_TEXTURES, top=0.16),
         upper_length=float(rng.uniform(0.58, 0.70) if coat else rng.uniform(0.49, 0.55)),
@@ -109,10 +118,10 @@ def person_of(seed: int, person: int) -> Person:
         ),
         logo=_cloth_colour(rng) if rng.random() < 0.3 else None,
         lower=_garment(rng, _LOWER_TEXTURES, top=0.48),
-        lower_kind=lower_kind,
+        lower_kind=_choose(rng, _LOWERS),
         lower_width=float(rng.uniform(0.8, 1.35)),
         shoes=_vary(rng, _SHOES[rng.choice(len(_SHOES), p=[0.36, 0.26, 0.12, 0.12, 0.07, 0.07])], 10),
-        bag=_choose(rng, {"none": 0.45, "backpack": 0.26, "shoulder": 0.17, "handbag": 0.12}),
+        bag=_choose(rng, _BAGS),
         bag_colour=_cloth_colour(rng),
     )
 

@@ -24,7 +24,7 @@ class Shot:
 
     @property
     def image_id(self) -> str:
-        """Path in the Market-1501 layout, so that a written set has the same ids as the set that is drawn on the fly."""
+        """Path in the Market-1501 layout: a written set has the same ids as the one that is drawn on the fly."""
         return f"{FOLDERS[self.split]}/{self.person:04d}_c{self.camera}s1_{self.image:06d}_00.jpg"
 
 

@@ -66,9 +66,9 @@ def _draw_ground(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
                 )
         case _:  # patches
             for _ in range(60):
-                x, y = rng.integers(0, width), rng.integers(horizon, height + 1)
-                half_width, half_height = rng.integers(height // 20, height // 5), rng.integers(2, height // 25)
-                draw.ellipse((x - half_width, y - half_height, x + half_width, y + half_height), fill=line)
+                x, y = int(rng.integers(0, width)), int(rng.integers(horizon, height + 1))
+                radius_x, radius_y = height * rng.uniform(0.05, 0.2), height * rng.uniform(0.01, 0.04)
+                draw.ellipse((x - radius_x, y - radius_y, x + radius_x, y + radius_y), fill=line)
 
 
 def _draw_facade(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, width: int, height: int) -> None:
@@ -81,11 +81,11 @@ def _draw_facade(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
 
 def _draw_trees(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, width: int, height: int) -> None:
     for _ in range(90):
-        x, y = rng.integers(0, width), rng.integers(-height // 10, horizon + 1)
+        x, y = int(rng.integers(0, width)), int(rng.integers(-height // 10, horizon + 1))
         radius = int(rng.integers(height // 30, height // 8))
         shade = rng.uniform(0.5, 1.0)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=shaded((96, 116, 84), shade))
-    for x in rng.integers(0, width, 7):
+    for x in rng.integers(0, width, 7).tolist():
         draw.rectangle((x, 0, x + height // 40, horizon + height // 20), fill=(74, 58, 46))
 
 

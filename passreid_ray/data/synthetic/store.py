@@ -36,7 +36,7 @@ class SyntheticStore:
 def synthetic_rows(source: SyntheticSource) -> Rows:
     """Rows of a synthetic set; image ids are the paths of the Market-1501 layout that ``jobs/synthesize.py`` writes."""
     plan = list(shots(source))
-    return make_rows(
+    rows = make_rows(
         SyntheticStore(source),
         [f"{shot.person}:{shot.image}:{shot.camera}" for shot in plan],
         where="synthetic people",
@@ -45,3 +45,4 @@ def synthetic_rows(source: SyntheticSource) -> Rows:
         camera_ids=[str(shot.camera) for shot in plan],
         splits=[shot.split for shot in plan],
     )
+    return rows if source.splits is None else rows.with_split(*source.splits, where="synthetic people")

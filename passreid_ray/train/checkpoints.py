@@ -1,0 +1,76 @@
+"""The checkpoints of a run, in a folder or in a bucket: the names of the whole ones are all that is known of them.
+
+Ray keeps a list of its own beside them, but writes it late and not in one piece: after a kill it can miss the newest
+checkpoint, name one that is gone, or be cut short. Here a checkpoint counts once its description, written last, is
+there.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from passreid_ray.train.state_files import FOLDER_PREFIX, META_FILE, TENSORS_FILE, checkpoint_name
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """Checkpoints of one run below ``address``, a folder that all workers share or an address such as s3://bucket/run."""
+
+    address: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``address`` is not a folder."""
+        return "://" in self.address
+
+    def location(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        """File system and path of a checkpoint, or of the run."""
+        if self.is_remote:
+            filesystem, root = pafs.FileSystem.from_uri(self.address)
+        else:
+            filesystem, root = pafs.LocalFileSystem(), str(Path(self.address).resolve())
+        return filesystem, f"{root}/{name}".rstrip("/")
+
+    def names(self) -> list[str]:
+        """Names of the whole checkpoints, oldest first."""
+        filesystem, root = self.location()
+        entries = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        folders = sorted(entry.base_name for entry in entries if entry.base_name.startswith(FOLDER_PREFIX))
+        metas = filesystem.get_file_info([f"{root}/{name}/{META_FILE}" for name in folders])
+        return [name for name, meta in zip(folders, metas, strict=True) if meta.type == pafs.FileType.File]
+
+    def write(self, step: int, save: Callable[[Path], None]) -> str:
+        """Let ``save`` write the checkpoint of ``step``; its name."""
+        name = checkpoint_name(step)
+        filesystem, path = self.location(name)
+        if not self.is_remote:
+            save(Path(path))
+            return name
+        with tempfile.TemporaryDirectory() as draft:
+            save(Path(draft))
+            for file in (TENSORS_FILE, META_FILE):  # in this order: the description makes it whole
+                pafs.copy_files(f"{draft}/{file}", f"{path}/{file}", pafs.LocalFileSystem(), filesystem)
+        return name
+
+    def read(self, name: str, load: Callable[[Path], None]) -> None:
+        """Call ``load`` with a local folder that holds the checkpoint ``name``."""
+        filesystem, path = self.location(name)
+        if not self.is_remote:
+            load(Path(path))
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            pafs.copy_files(path, copy, filesystem, pafs.LocalFileSystem())
+            load(Path(copy))
+
+    def prune(self, keep: int | None) -> None:
+        """Delete all but the newest ``keep`` whole checkpoints, and what older kills left unfinished."""
+        names = self.names()
+        if keep is None or len(names) <= keep:
+            return
+        filesystem, root = self.location()
+        for entry in filesystem.get_file_info(pafs.FileSelector(root)):
+            if entry.base_name.startswith(FOLDER_PREFIX) and entry.base_name < names[-keep]:
+                filesystem.delete_dir(entry.path)

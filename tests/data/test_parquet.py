@@ -1,0 +1,104 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from passreid_ray.data.decode import BadImage
+from passreid_ray.data.parquet import ParquetSource, read_parquet
+from passreid_ray.errors import UserError
+from tests.data.pictures import encoded
+
+
+def _image(number: int) -> bytes:
+    return encoded(np.full((16, 12, 3), number, np.uint8))
+
+
+def _table(numbers: list[int]) -> pa.Table:
+    return pa.table(
+        {
+            "image": [_image(number) for number in numbers],
+            "image_id": [f"{number:03d}" for number in numbers],
+            "person_id": [number // 2 for number in numbers],
+            "camera_id": [f"c{number % 2}" for number in numbers],
+            "split": ["train" if number < 6 else "query" for number in numbers],
+        }
+    )
+
+
+def test_every_row_of_every_row_group_and_file_leads_to_its_image(tmp_path: Path) -> None:
+    numbers = list(np.random.default_rng(0).permutation(23))
+    (tmp_path / "deep").mkdir()
+    pq.write_table(_table([int(n) for n in numbers[:13]]), tmp_path / "a.parquet", row_group_size=4)
+    pq.write_table(_table([int(n) for n in numbers[13:]]), tmp_path / "deep" / "b.parquet", row_group_size=3)
+    rows = pickle.loads(pickle.dumps(read_parquet(ParquetSource(path=tmp_path))))
+    assert rows.image_ids.tolist() == [f"{number:03d}" for number in range(23)]
+    assert [int(rows.image(index)[0, 0, 0]) for index in range(23)] == list(range(23))
+    assert rows.image_bytes(5) == _image(5)
+    assert rows.person_ids[:4].tolist() == ["0", "0", "1", "1"]
+    assert rows.camera_ids[:2].tolist() == ["c0", "c1"]
+
+
+def test_one_file_and_a_split_filter(tmp_path: Path) -> None:
+    pq.write_table(_table(list(range(8))), tmp_path / "a.parquet")
+    rows = read_parquet(ParquetSource(path=tmp_path / "a.parquet", splits=["query"]))
+    assert rows.image_ids.tolist() == ["006", "007"]
+    assert int(rows.image(1)[0, 0, 0]) == 7
+
+
+def test_columns_can_be_named_and_labels_be_absent(tmp_path: Path) -> None:
+    table = pa.table({"jpg": [_image(1), _image(0)], "key": [11, 10], "who": ["x", None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = ParquetSource(path=tmp_path, image_column="jpg", image_id_column="key", person_id_column="who")
+    rows = read_parquet(source)
+    assert rows.image_ids.tolist() == ["10", "11"]
+    assert rows.person_ids.tolist() == [None, "x"]
+    assert rows.camera_ids.tolist() == rows.splits.tolist() == [None, None]
+    assert int(rows.image(1)[0, 0, 0]) == 1
+
+
+def test_images_may_be_structs_with_bytes(tmp_path: Path) -> None:
+    images = [{"bytes": _image(3), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pq.write_table(pa.table({"image": images, "image_id": ["a", "b"]}), tmp_path / "a.parquet")
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    assert int(rows.image(0)[0, 0, 0]) == 3
+    with pytest.raises(BadImage, match="empty"):
+        rows.image(1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"picture": [b"x"], "image_id": ["a"]}, "no column 'image'; columns found: picture, image_id"),
+        ({"image": [b"x"]}, "no column 'image_id'; columns found: image"),
+        ({"image": ["a.jpg"], "image_id": ["a"]}, "column 'image' is string; expected encoded images as binary"),
+        ({"image": [{"path": "a.jpg"}], "image_id": ["a"]}, "column 'image' is struct<path: string>; expected"),
+        ({"image": [b"x"], "image_id": pa.array([None], pa.string())}, "'image_id' holds nulls"),
+        ({"image": [b"x", b"y"], "image_id": ["a", "a"]}, "1 image ids are not unique, such as 'a'"),
+        ({"image": pa.array([], pa.binary()), "image_id": pa.array([], pa.string())}, "no row in 1 Parquet files"),
+    ],
+)
+def test_a_wrong_schema_is_explained(tmp_path: Path, columns: dict[str, object], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message):
+        read_parquet(ParquetSource(path=tmp_path))
+
+
+def test_no_files_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no \*\.parquet file"):
+        read_parquet(ParquetSource(path=tmp_path))
+    with pytest.raises(UserError, match="no such Parquet file or folder"):
+        read_parquet(ParquetSource(path=tmp_path / "nowhere"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file"):
+        read_parquet(ParquetSource(path=tmp_path))
+
+
+def test_a_file_that_breaks_later_is_a_bad_image(tmp_path: Path) -> None:
+    pq.write_table(_table(list(range(8))), tmp_path / "a.parquet")
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadImage, match="cannot be read"):
+        rows.image(0)

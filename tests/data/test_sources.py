@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from passreid_ray.config import Section, load_config, to_toml
+from passreid_ray.data import Source, SyntheticSource, open_rows
+from passreid_ray.errors import UserError
+from tests.data.pictures import write_images
+
+
+class _Job(Section):
+    data: Source = SyntheticSource()
+
+
+def _open(*arguments: str) -> list[str]:
+    return open_rows(load_config(_Job, arguments).data).image_ids.tolist()
+
+
+def test_each_kind_is_opened_from_settings(tmp_path: Path) -> None:
+    market = ["bounding_box_train/0002_c1s1_000451_03.jpg"]
+    write_images(tmp_path, market)
+    (tmp_path / "labels.csv").write_text(f"image\n{market[0]}\n")
+    assert _open("data.kind=folder", f"data.root={tmp_path}") == market
+    assert _open("data.kind=labels_csv", f"data.root={tmp_path}") == market
+    assert _open("data.kind=market1501", f"data.root={tmp_path}", 'data.splits=["train"]') == market
+    assert len(_open("data.num_people=4", "data.images_per_person=5")) == 20
+
+
+def test_sources_are_joined_in_their_order(tmp_path: Path) -> None:
+    write_images(tmp_path / "x", ["a.png"])
+    write_images(tmp_path / "y", ["a.png", "b.png"])
+    sources = ", ".join(f'{{kind = "folder", root = "{tmp_path / name}"}}' for name in ("x", "y"))
+    assert _open("data.kind=joined", f"data.sources=[{sources}]") == ["0:a.png", "1:a.png", "1:b.png"]
+
+
+def test_settings_of_a_source_survive_being_written_out(tmp_path: Path) -> None:
+    sources = f'[{{kind = "folder", root = "{tmp_path}"}}, {{kind = "synthetic", seed = 3}}]'
+    job = load_config(_Job, ["data.kind=joined", f"data.sources={sources}"])
+    (tmp_path / "job.toml").write_text(to_toml(job))
+    assert load_config(_Job, [str(tmp_path / "job.toml")]) == job
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"'lmdb'.*'folder', 'labels_csv', 'market1501'"):
+        _open("data.kind=lmdb", "data.root=x")
+
+
+def test_nothing_to_join_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.sources"):
+        _open("data.kind=joined", "data.sources=[]")

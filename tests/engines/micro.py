@@ -1,0 +1,42 @@
+"""The smallest pre-training run that does everything a large one does."""
+
+from pathlib import Path
+from typing import Any
+
+from passreid_ray.config import build
+from passreid_ray.engines.pretrain import PretrainConfig
+
+STEPS_PER_EPOCH = 6
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 8,
+    "log_every_steps": 1,
+    "data": {"kind": "synthetic", "num_people": 8, "images_per_person": 12, "splits": ["train"]},
+    "evaluation": {"every_epochs": 2, "data": {"kind": "synthetic", "num_people": 8, "images_per_person": 12}},
+    "views": {"global_size_px": (64, 32), "local_size_px": (32, 16), "local_views_per_part": 1},
+    "model": {"trunk": "vit_tiny_patch16_224", "embed_dim": 24, "depth": 2, "num_heads": 2},
+    "head": {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16},
+    "optimizer": {"warmup_epochs": 1, "lr": 0.01},
+}
+
+
+def micro_config(output: Path, **changes: Any) -> PretrainConfig:
+    """Settings of a run below ``output``; ``changes`` replace whole sections or values."""
+    return build(PretrainConfig, {**SETTINGS, "run": {"output": str(output)}, **changes})
+
+
+def micro_arguments(output: Path) -> list[str]:
+    """The same settings as command-line arguments."""
+    flat = _flatten(SETTINGS | {"run": {"output": str(output)}}, "")
+    return [f"{key}={_toml(value)}" for key, value in flat.items()]
+
+
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _toml(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,172 @@
+"""Real runs on a real local cluster."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from passreid_ray.config import build, read_preset
+from passreid_ray.engines import evaluate, pretrain
+from passreid_ray.engines.pretrain import PretrainConfig
+from passreid_ray.errors import UserError
+from passreid_ray.train.run_log import read_jsonl
+from passreid_ray.train.state_files import find_checkpoint, load_state
+from tests.engines.micro import SETTINGS, STEPS_PER_EPOCH, micro_arguments, micro_config
+
+ROOT = Path(__file__).parents[2]
+LAST_STEP = SETTINGS["epochs"] * STEPS_PER_EPOCH
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in load_state(find_checkpoint(folder))[0].items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one worker that nothing disturbed."""
+    return pretrain.run(micro_config(tmp_path_factory.mktemp("unbroken")))
+
+
+def test_a_run_leaves_everything_that_is_promised(unbroken: Path) -> None:
+    records = read_jsonl(unbroken / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, LAST_STEP + 1))
+    assert [record["step"] for record in records if "evaluation/mAP" in record] == [0, 2 * STEPS_PER_EPOCH, LAST_STEP]
+    logged = next(record for record in records if "loss" in record)
+    for token in ("cls", "part0", "part1", "part2"):
+        assert {f"{kind}/{token}" for kind in ("loss", "teacher_entropy", "kl", "feature_std")} <= logged.keys()
+    assert {"grad_norm", "lr", "images_per_second", "data_wait_share", "peak_memory_bytes"} <= logged.keys()
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert list((unbroken / "tensorboard").glob("events.*"))
+    with Image.open(unbroken / "attention.png") as picture:
+        assert picture.height > 200
+
+
+def test_the_resolved_settings_in_the_run_folder_are_those_of_the_run(unbroken: Path) -> None:
+    assert build(PretrainConfig, read_preset(str(unbroken / "config.toml"))) == micro_config(unbroken.parent)
+
+
+def test_only_the_newest_checkpoints_are_kept(unbroken: Path) -> None:
+    kept = sorted(folder.name for folder in unbroken.glob("step_*"))
+    assert kept == [f"step_{step:08d}" for step in (2 * STEPS_PER_EPOCH, LAST_STEP)]
+
+
+def test_a_finished_run_given_again_does_no_more_steps(unbroken: Path) -> None:
+    before = losses(unbroken)
+    pretrain.run(micro_config(unbroken.parent))
+    assert losses(unbroken) == before
+
+
+def test_two_workers_give_the_losses_and_weights_of_one(unbroken: Path, tmp_path: Path) -> None:
+    folder = pretrain.run(micro_config(tmp_path, workers={"num_workers": 2}))
+    np.testing.assert_allclose(list(losses(folder).values()), list(losses(unbroken).values()), rtol=1e-4)
+    got, expected = tensors(folder), tensors(unbroken)
+    for name, value in got.items():
+        if "attn.qkv.bias" not in name:  # its K third has no gradient but rounding, which Adam turns into steps
+            np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
+
+
+def kill_a_worker_at(step: int, folder: Path) -> threading.Thread:
+    """Sends SIGKILL to the training worker once ``step`` is logged."""
+
+    def watch() -> None:
+        while max(losses(folder), default=0) < step:
+            time.sleep(0.05)
+        workers = [
+            p for p in psutil.process_iter(["cmdline"]) if "ray::RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+        ]
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
+    config = micro_config(tmp_path)
+    killer = kill_a_worker_at(STEPS_PER_EPOCH + 2, config.run.folder)
+    folder = pretrain.run(config)
+    assert not killer.is_alive()
+    assert losses(folder) == losses(unbroken)
+    got, expected = tensors(folder), tensors(unbroken)
+    assert all(np.array_equal(value, expected[name]) for name, value in got.items())
+
+
+def test_a_killed_process_given_again_continues_and_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/pretrain.py", *micro_arguments(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
+    folder = tmp_path / "pretrain"
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    ) as process:
+        while max(losses(folder), default=0) < STEPS_PER_EPOCH + 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        for victim in [*descendants, process]:
+            os.kill(victim.pid, signal.SIGKILL)
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"continuing after step {STEPS_PER_EPOCH} of {LAST_STEP}" in again.stdout
+    assert losses(folder) == losses(unbroken)
+
+
+def test_the_evaluate_job_agrees_with_the_evaluation_of_the_run(unbroken: Path, tmp_path: Path) -> None:
+    config = evaluate.EvaluateConfig(
+        checkpoint=unbroken, output=tmp_path, data=micro_config(tmp_path).evaluation.data, num_actors=2
+    )
+    result = evaluate.run(config)
+    last = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "evaluation/mAP" in record][-1]
+    assert result.mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["mAP"] == pytest.approx(result.mAP)
+    assert len(written["cmc"]) == 50
+
+
+def write_crops(folder: Path, *, good: int, bad: int) -> dict[str, Any]:
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(good):
+        Image.fromarray(generator.integers(0, 255, (64, 32, 3), np.uint8)).save(folder / f"good{number:02d}.png")
+    for number in range(bad):
+        (folder / f"bad{number:02d}.jpg").write_bytes(b"\xff\xd8\xff not an image")
+    return {"kind": "folder", "root": str(folder)}
+
+
+def test_bad_images_are_quarantined_and_the_run_goes_on(cluster: None, tmp_path: Path) -> None:
+    data = write_crops(tmp_path / "crops", good=39, bad=1)
+    config = micro_config(tmp_path, data=data, evaluation={}, epochs=2, max_bad_share=0.1)
+    folder = pretrain.run(config)
+    assert [record["image_id"] for record in read_jsonl(folder / "quarantine.jsonl")] == ["bad00.jpg"]
+    assert max(losses(folder)) == 10
+
+
+def test_too_many_bad_images_stop_the_run_with_the_reason(cluster: None, tmp_path: Path) -> None:
+    data = write_crops(tmp_path / "crops", good=200, bad=3)
+    config = micro_config(tmp_path, data=data, evaluation={}, epochs=50, max_bad_share=0.005)
+    with pytest.raises(UserError, match=r"[23] of 203 images cannot be used.*quarantine\.jsonl"):
+        pretrain.run(config)
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run_with_the_last_good_weights(cluster: None, tmp_path: Path) -> None:
+    config = micro_config(
+        tmp_path, evaluation={}, optimizer={"lr": 1e30, "warmup_epochs": 0}, max_refused_in_a_row=3, epochs=20
+    )
+    with pytest.raises(UserError, match="not finite 3 times in a row"):
+        pretrain.run(config)
+    state, meta = load_state(find_checkpoint(config.run.folder))
+    assert meta["refused_steps"] >= 3
+    assert all(value.isfinite().all() for name, value in state.items() if name.startswith("student."))
