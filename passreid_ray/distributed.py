@@ -60,6 +60,23 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def all_gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Like ``all_gather``, with gradient.
+
+    When every rank computes the same loss of the result, averaging parameter gradients over ranks (DDP) gives the
+    gradient of that loss.
+    """
+    if not is_active():
+        return tensor
+    # A sum of tensors that are zero but for the rank's own rows: its gradient is the sum of all ranks' gradients.
+    length = len(tensor)
+    rows = slice(rank() * length, (rank() + 1) * length)
+    placed = tensor.new_zeros(world_size() * length, *tensor.shape[1:]).index_copy(
+        0, torch.arange(rows.start, rows.stop, device=tensor.device), tensor
+    )
+    return all_reduce_sum(placed)
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if is_active():

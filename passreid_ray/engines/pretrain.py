@@ -79,6 +79,8 @@ class PretrainConfig(Section):
     """Type in which models compute; weights stay fp32."""
     student_temp: float = Field(default=0.1, gt=0)
     """Temperature of the student."""
+    koleo_weight: float = Field(default=0.0, ge=0)
+    """Weight of the KoLeo loss, which spreads the student's CLS features (DINOv2); PASS has none."""
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between records in metrics.jsonl and TensorBoard."""
     max_refused_in_a_row: int = Field(default=20, ge=1)
@@ -215,6 +217,8 @@ def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext
         worker.post("say", text=f"warm start: {loaded}")
     settings = StepSettings(
         student_temp=config.student_temp,
+        centering=config.teacher.centering,
+        koleo_weight=config.koleo_weight,
         center_momentum=config.teacher.center_momentum,
         clip_norm=config.optimizer.clip_norm,
         clip=config.optimizer.clip,
@@ -223,6 +227,8 @@ def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext
         seed=config.seed,
         head_warmup_steps=round(head_warmup_epochs * order.steps_per_epoch),
     )
+    for network in (student, teacher):
+        network.backbone.use_fused_attention(worker.device.type != "cpu" or config.precision == "fp32")
     fp16 = config.precision == "fp16"
     return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
 

@@ -2,15 +2,20 @@
 
 from passreid_ray.losses.centers import updated_centers
 from passreid_ray.losses.diagnostics import DistillationDiagnostics, collapse, distillation_diagnostics, feature_spread
+from passreid_ray.losses.koleo import koleo_loss
 from passreid_ray.losses.part_distillation import mean_over_pairs, part_distillation_loss, part_distillation_terms
+from passreid_ray.losses.targets import centered_targets, sinkhorn_targets
 
 __all__ = [
     "DistillationDiagnostics",
+    "centered_targets",
     "collapse",
     "distillation_diagnostics",
     "feature_spread",
+    "koleo_loss",
     "mean_over_pairs",
     "part_distillation_loss",
     "part_distillation_terms",
+    "sinkhorn_targets",
     "updated_centers",
 ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passreid_ray.distributed import all_reduce_mean
-from passreid_ray.losses.part_distillation import part_distillation_terms, teacher_targets
+from passreid_ray.losses.part_distillation import part_distillation_terms
 
 _NEAR = 0.01
 
@@ -25,24 +25,16 @@ class DistillationDiagnostics(NamedTuple):
 
 @torch.no_grad()
 def distillation_diagnostics(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    centers_TK: Tensor,
-    *,
-    student_temp: float,
-    teacher_temp: float,
+    student: Sequence[Tensor], targets: Sequence[Tensor], *, student_temp: float
 ) -> DistillationDiagnostics:
-    """Teacher entropy and KL(teacher || student) of the global views; arguments as ``part_distillation_loss``.
+    """Teacher entropy and KL(teacher || student) of the global views; arguments as ``part_distillation_terms``.
 
     DINO (arXiv:2104.14294, section 5.3) reads collapse from these: a divergence that goes to 0 while the entropy goes
     to 0 (one prototype) or to ln K (uniform).
     """
-    targets = teacher_targets(teacher, centers_TK, teacher_temp)
     entropy_T = torch.stack([-torch.xlogy(target, target).sum(dim=-1).mean() for target in targets])
     global_student = [logits_VBK[: len(target)] for logits_VBK, target in zip(student, targets, strict=True)]
-    cross_entropy_T, _ = part_distillation_terms(
-        global_student, teacher, centers_TK, student_temp=student_temp, teacher_temp=teacher_temp
-    )
+    cross_entropy_T, _ = part_distillation_terms(global_student, targets, student_temp=student_temp)
     means_2T = all_reduce_mean(torch.stack([entropy_T, cross_entropy_T - entropy_T]))
     return DistillationDiagnostics(*means_2T)
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from passreid_ray.losses.targets import at_least_float32, centered_targets
+
 
 def part_distillation_loss(
     student: Sequence[Tensor],
@@ -23,31 +25,21 @@ def part_distillation_loss(
     parts of 3 local views these are 20 pairs of CLS and 8 of each part. Computed in float32 even under autocast
     (float64 is kept); no gradient reaches the teacher or the centers.
     """
-    loss_T, num_pairs = part_distillation_terms(
-        student, teacher, centers_TK, student_temp=student_temp, teacher_temp=teacher_temp
-    )
-    return mean_over_pairs(loss_T, num_pairs)
+    targets = centered_targets(teacher, centers_TK, teacher_temp)
+    return mean_over_pairs(*part_distillation_terms(student, targets, student_temp=student_temp))
 
 
 def part_distillation_terms(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    centers_TK: Tensor,
-    *,
-    student_temp: float,
-    teacher_temp: float,
+    student: Sequence[Tensor], targets: Sequence[Tensor], *, student_temp: float
 ) -> tuple[Tensor, list[int]]:
     """Each token's mean cross-entropy, ``(T,)``, and its number of pairs of views.
 
-    ``mean_over_pairs`` of the two is ``part_distillation_loss``, of which this is the form for logging.
+    ``targets``: per token the teacher's distributions ``(G, B, K)``, from ``centered_targets`` or
+    ``sinkhorn_targets``. ``mean_over_pairs`` of the result is one scalar; this is the form for logging.
     """
-    targets = teacher_targets(teacher, centers_TK, teacher_temp)
-    losses = [
-        _cross_entropy(student_VBK, target_GBK, student_temp)
-        for student_VBK, target_GBK in zip(student, targets, strict=True)
-    ]
-    num_pairs = [_num_pairs(len(s_VBK), len(t_GBK)) for s_VBK, t_GBK in zip(student, targets, strict=True)]
-    return torch.stack(losses), num_pairs
+    pairs = list(zip(student, targets, strict=True))
+    losses = [_cross_entropy(student_VBK, target_GBK, student_temp) for student_VBK, target_GBK in pairs]
+    return torch.stack(losses), [_num_pairs(len(s_VBK), len(t_GBK)) for s_VBK, t_GBK in pairs]
 
 
 def mean_over_pairs(loss_T: Tensor, num_pairs: Sequence[int]) -> Tensor:
@@ -57,16 +49,6 @@ def mean_over_pairs(loss_T: Tensor, num_pairs: Sequence[int]) -> Tensor:
     return torch.stack(weighted).sum() / sum(num_pairs)
 
 
-def teacher_targets(teacher: Sequence[Tensor], centers_TK: Tensor, teacher_temp: float) -> list[Tensor]:
-    """What the student learns to predict, per token: centered and sharpened distributions ``(G, B, K)``."""
-    targets = []
-    for logits_GBK, center_K in zip(teacher, centers_TK.detach(), strict=True):
-        if logits_GBK.shape[-1:] != center_K.shape:
-            raise ValueError(f"teacher logits {tuple(logits_GBK.shape)} do not fit centers {tuple(centers_TK.shape)}")
-        targets.append(F.softmax((_at_least_float32(logits_GBK.detach()) - center_K) / teacher_temp, dim=-1))
-    return targets
-
-
 def _cross_entropy(student_VBK: Tensor, target_GBK: Tensor, student_temp: float) -> Tensor:
     num_global = len(target_GBK)
     if student_VBK.shape[1:] != target_GBK.shape[1:] or len(student_VBK) < num_global:
@@ -74,7 +56,7 @@ def _cross_entropy(student_VBK: Tensor, target_GBK: Tensor, student_temp: float)
             f"student logits {tuple(student_VBK.shape)} do not fit teacher logits {tuple(target_GBK.shape)}: expected "
             "(V, B, K) and (G, B, K) with V >= G"
         )
-    log_prob_VBK = F.log_softmax(_at_least_float32(student_VBK) / student_temp, dim=-1)
+    log_prob_VBK = F.log_softmax(at_least_float32(student_VBK) / student_temp, dim=-1)
     # Cross-entropy is linear in the target, so a view's targets are added up first: nothing of size G x V x B x K
     # appears. Products, not a matmul, which autocast and TF32 would round.
     all_targets_BK = target_GBK.sum(dim=0)
@@ -91,7 +73,3 @@ def _num_pairs(num_views: int, num_global: int) -> int:
     if num_pairs == 0:
         raise ValueError("one global view and no local view make no pair to learn from")
     return num_pairs
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,11 +1,15 @@
 """Settings of the model and the prototype heads, and how they become modules."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from passreid_ray.config import Section
 from passreid_ray.models.part_vit import PartViT, Stem
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.models.prototype_head import PrototypeHead
+
+TIMM_WEIGHT_INIT = {"official": "", "xavier": "jax"}
 
 
 class ModelConfig(Section):
@@ -23,6 +27,11 @@ class ModelConfig(Section):
     """Side of a patch in pixels; none: the trunk's own."""
     stem: Stem = "patch"
     """Patch projection, or the IBN convolutional stem of TransReID-SSL."""
+    stem_channels: int = Field(default=64, ge=2)
+    """Width of the convolutional stem."""
+    weight_init: Literal["official", "xavier"] = "official"
+    """Initial weights of linear layers: truncated normal of deviation 0.02 (PASS), or Xavier uniform, which lets
+    narrow models learn from fewer images."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth of the last block of the student; it grows linearly from 0 at the first."""
     official_pos_resize: bool = False
@@ -30,15 +39,18 @@ class ModelConfig(Section):
 
     def build(self, image_size: tuple[int, int], num_parts: int, *, drop_path: float | None = None) -> PartViT:
         """A randomly initialised model for ``image_size`` (height, width in pixels) and ``num_parts`` part tokens."""
-        sizes = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
+        names = ("embed_dim", "depth", "num_heads", "patch_size")
+        sizes = {name: value for name in names if (value := getattr(self, name)) is not None}
         return PartViT(
             self.trunk,
             image_size=image_size,
             num_parts=num_parts,
             stem=self.stem,
+            stem_channels=self.stem_channels,
             drop_path=self.drop_path if drop_path is None else drop_path,
             official_pos_resize=self.official_pos_resize,
-            **{name: value for name, value in {**sizes, "patch_size": self.patch_size}.items() if value is not None},
+            weight_init=TIMM_WEIGHT_INIT[self.weight_init],
+            **sizes,
         )
 
 
@@ -53,6 +65,8 @@ class HeadConfig(Section):
     """Width of the normalised vector that is compared with the prototypes."""
     norm_last_layer: bool = True
     """Keep every prototype at length 1."""
+    batch_norm: bool = False
+    """Batch norm in the hidden layers; PASS has none."""
 
     def build(self, in_dim: int, num_tokens: int) -> PrototypeHead:
         """Randomly initialised heads for ``num_tokens`` tokens of width ``in_dim``."""
@@ -63,6 +77,7 @@ class HeadConfig(Section):
             bottleneck_dim=self.bottleneck_dim,
             num_tokens=num_tokens,
             norm_last_layer=self.norm_last_layer,
+            batch_norm=self.batch_norm,
         )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm2d
 
-_CHANNELS = 64
+OFFICIAL_CHANNELS = 64
 _STRIDE = 2
 
 
@@ -31,23 +31,23 @@ class IcsStem(nn.Module):
     ``conv.7`` batch norm, ``proj``.
     """
 
-    def __init__(self, patch_size: tuple[int, int], width: int) -> None:
+    def __init__(self, patch_size: tuple[int, int], width: int, channels: int = OFFICIAL_CHANNELS) -> None:
         super().__init__()
         if patch_size[0] % _STRIDE or patch_size[1] % _STRIDE:
             raise UserError(f"stem: 'ics' needs an even patch size; found {patch_size[0]}x{patch_size[1]}")
         self.conv = nn.Sequential(
-            nn.Conv2d(3, _CHANNELS, kernel_size=7, stride=_STRIDE, padding=3, bias=False),
-            IBN(_CHANNELS),
+            nn.Conv2d(3, channels, kernel_size=7, stride=_STRIDE, padding=3, bias=False),
+            IBN(channels),
             nn.ReLU(),
-            nn.Conv2d(_CHANNELS, _CHANNELS, kernel_size=3, padding=1, bias=False),
-            IBN(_CHANNELS),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            IBN(channels),
             nn.ReLU(),
-            nn.Conv2d(_CHANNELS, _CHANNELS, kernel_size=3, padding=1, bias=False),
-            BatchNorm2d(_CHANNELS),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            BatchNorm2d(channels),
             nn.ReLU(),
         )
         kernel = (patch_size[0] // _STRIDE, patch_size[1] // _STRIDE)
-        self.proj = nn.Conv2d(_CHANNELS, width, kernel_size=kernel, stride=kernel)
+        self.proj = nn.Conv2d(channels, width, kernel_size=kernel, stride=kernel)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Patches ``(B, rows, columns, D)``."""

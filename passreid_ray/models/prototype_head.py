@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passreid_ray.errors import UserError
+from passreid_ray.models.batch_norm import BatchNorm1d
 
 
 def token_names(num_tokens: int) -> list[str]:
@@ -40,6 +41,8 @@ class PrototypeHead(nn.Module):
         num_prototypes: K.
         num_tokens: T = 1 + P.
         norm_last_layer: keep prototypes at length 1; otherwise their lengths ``weight_g`` are trained.
+        batch_norm: normalise the hidden layers over the batch of all workers. The reference's released heads have
+            none; it helps small models that see few images.
     """
 
     def __init__(
@@ -50,15 +53,20 @@ class PrototypeHead(nn.Module):
         bottleneck_dim: int = 256,
         num_tokens: int = 4,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_prototypes = num_prototypes
         self.num_tokens = num_tokens
         for name in token_names(num_tokens):
+            # A bias before a batch norm has no gradient but rounding, which Adam would turn into steps.
+            norms = [[BatchNorm1d(hidden_dim)] if batch_norm else [] for _ in range(2)]
             mlp = nn.Sequential(
-                nn.Linear(in_dim, hidden_dim),
+                nn.Linear(in_dim, hidden_dim, bias=not batch_norm),
+                *norms[0],
                 nn.GELU(),
-                nn.Linear(hidden_dim, hidden_dim),
+                nn.Linear(hidden_dim, hidden_dim, bias=not batch_norm),
+                *norms[1],
                 nn.GELU(),
                 nn.Linear(hidden_dim, bottleneck_dim),
             )
@@ -123,4 +131,5 @@ def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         # The reference truncates at +-2, that is 100 standard deviations; a float32 draw at the edge then lands on 2.0.
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.1, b=0.1)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

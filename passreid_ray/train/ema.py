@@ -1,11 +1,15 @@
 """The teacher: an exponential moving average of the student."""
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from passreid_ray.config import Section
+
+Centering = Literal["mean", "sinkhorn"]
 
 
 class TeacherConfig(Section):
@@ -19,6 +23,9 @@ class TeacherConfig(Section):
     """Temperature at the first epoch."""
     warmup_temp_epochs: int = Field(default=0, ge=0)
     """Epochs over which the temperature goes from warmup_temp to temp."""
+    centering: Centering = "mean"
+    """What keeps targets from collapsing: "mean" subtracts the centers (PASS, DINO), "sinkhorn" balances the use of
+    prototypes within each batch (SwAV, DINOv2)."""
     center_momentum: float = Field(default=0.9, ge=0, le=1)
     """Share of themselves that the centers keep at every step."""
 

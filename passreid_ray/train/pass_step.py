@@ -13,13 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
 from passreid_ray.losses import (
+    centered_targets,
     distillation_diagnostics,
     feature_spread,
+    koleo_loss,
     mean_over_pairs,
     part_distillation_terms,
+    sinkhorn_targets,
     updated_centers,
 )
-from passreid_ray.train.ema import update_teacher
+from passreid_ray.train.ema import Centering, update_teacher
 from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norm, set_rates
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
@@ -52,6 +55,8 @@ class StepSettings:
     """What is the same in every step."""
 
     student_temp: float = 0.1
+    centering: Centering = "mean"
+    koleo_weight: float = 0.0
     center_momentum: float = 0.9
     clip_norm: float | None = 3.0
     clip: ClipMode = "per_parameter"
@@ -73,13 +78,21 @@ def train_step(
     """
     buffers = [buffer.clone() for buffer in _buffers(state)]
     set_rates(state.optimizer, lr=rates.lr, weight_decay=rates.weight_decay)
+    micro_batches = views.split(settings.num_micro_batches)
+    teacher, features_GBTD = _teacher_outputs(state, micro_batches, settings.precision)
+    match settings.centering:
+        case "mean":
+            targets = centered_targets(teacher, state.centers_TK, rates.teacher_temp)
+        case "sinkhorn":
+            targets = sinkhorn_targets(teacher, rates.teacher_temp)
     noise_L2MB = drop_path_noise(state, settings.seed, views)
-    loss_T, teacher, metrics = _accumulate_gradients(state, views, noise_L2MB, rates, settings, diagnose=diagnose)
+    loss_1T, student = _accumulate_gradients(state, micro_batches, targets, noise_L2MB, settings)
 
     state.scaler.unscale_(state.optimizer)
     norm = gradient_norm(state.student.parameters())
-    metrics |= {"grad_norm": norm, **_named_by_token("loss", loss_T[1:])}
-    metrics["loss"] = loss_T[0]
+    metrics = {"loss": loss_1T[0], "grad_norm": norm, **_named_by_token("loss", loss_1T[1:])}
+    if diagnose:
+        metrics |= _diagnose(student, targets, features_GBTD, settings.student_temp)
     # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
     is_finite = bool(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
     if is_finite:
@@ -110,42 +123,48 @@ def drop_path_noise(state: PassState, seed: int, views: Views) -> Tensor | None:
     return torch.rand(shape, generator=generator)[..., rank * batch : (rank + 1) * batch].to(state.device)
 
 
+@torch.no_grad()
+def _teacher_outputs(
+    state: PassState, micro_batches: Sequence[Views], precision: Precision
+) -> tuple[list[Tensor], Tensor]:
+    """The teacher on the global views of the whole batch: logits per token ``(G, B, K)``, features ``(G, B, T, D)``."""
+    logits, features = [], []
+    for views in micro_batches:
+        with autocast(precision, state.device):
+            micro_logits, features_GBTD = state.teacher(views.global_BGCHW.transpose(0, 1))
+        logits.append(micro_logits)
+        features.append(features_GBTD)
+    return [torch.cat(own, dim=1) for own in zip(*logits, strict=True)], torch.cat(features, dim=1)
+
+
 def _accumulate_gradients(
     state: PassState,
-    views: Views,
+    micro_batches: Sequence[Views],
+    targets: Sequence[Tensor],
     noise_L2MB: Tensor | None,
-    rates: PassRates,
     settings: StepSettings,
-    *,
-    diagnose: bool,
-) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-    """Backward over all micro-batches: ([loss, loss of each token], teacher logits per token, diagnostics)."""
-    num = settings.num_micro_batches
+) -> tuple[Tensor, list[Tensor]]:
+    """Backward over all micro-batches: ``(1 + T,)`` loss and loss of each token over all workers, student logits."""
+    num = len(micro_batches)
     noises = [None] * num if noise_L2MB is None else noise_L2MB.chunk(num, dim=-1)
-    losses, teachers, metrics = [], [], []
-    for index, (micro, noise) in enumerate(zip(views.split(num), noises, strict=True)):
-        global_GBCHW, local_PLBCHW = micro.global_BGCHW.transpose(0, 1), micro.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
+    micro_targets = zip(*(target_GBK.chunk(num, dim=1) for target_GBK in targets), strict=True)
+    losses, logits = [], []
+    for index, (views, own_targets, noise) in enumerate(zip(micro_batches, micro_targets, noises, strict=True)):
+        global_GBCHW, local_PLBCHW = views.global_BGCHW.transpose(0, 1), views.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
         with _gradients_stay_local(state.forward, index < num - 1):
             with autocast(settings.precision, state.device):
-                with torch.no_grad():
-                    teacher, features_GBTD = state.teacher(global_GBCHW)
-                student, _ = state.forward(global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=noise)
-            loss_T, pairs_T = part_distillation_terms(
-                student,
-                teacher,
-                state.centers_TK,
-                student_temp=settings.student_temp,
-                teacher_temp=rates.teacher_temp,
-            )
-            loss = mean_over_pairs(loss_T, pairs_T)
-            state.scaler.scale(loss / num).backward()
+                student, features_GBTD = state.forward(global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=noise)
+            loss_T, num_pairs = part_distillation_terms(student, own_targets, student_temp=settings.student_temp)
+            loss = mean_over_pairs(loss_T, num_pairs)
+            total = loss
+            if settings.koleo_weight > 0:
+                koleo = torch.stack([koleo_loss(cls_BD) for cls_BD in features_GBTD[:, :, 0]]).mean()
+                total = loss + settings.koleo_weight * koleo
+            state.scaler.scale(total / num).backward()
         losses.append(torch.cat([loss[None], loss_T]).detach())
-        teachers.append(teacher)
-        if diagnose:
-            metrics.append(_diagnose(student, teacher, features_GBTD, state, rates, settings))
-    mean = distributed.all_reduce_mean(torch.stack(losses).mean(0))
-    teacher = [torch.cat(own, dim=1) for own in zip(*teachers, strict=True)]
-    return mean, teacher, {name: torch.stack([m[name] for m in metrics]).mean(0) for name in (metrics or [{}])[0]}
+        logits.append([own.detach() for own in student])
+    student = [torch.cat(own, dim=1) for own in zip(*logits, strict=True)]
+    return distributed.all_reduce_mean(torch.stack(losses).mean(0)), student
 
 
 def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings: StepSettings) -> None:
@@ -159,16 +178,9 @@ def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings:
 
 
 def _diagnose(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    features_GBTD: Tensor,
-    state: PassState,
-    rates: PassRates,
-    settings: StepSettings,
+    student: Sequence[Tensor], targets: Sequence[Tensor], features_GBTD: Tensor, student_temp: float
 ) -> dict[str, Tensor]:
-    diagnostics = distillation_diagnostics(
-        student, teacher, state.centers_TK, student_temp=settings.student_temp, teacher_temp=rates.teacher_temp
-    )
+    diagnostics = distillation_diagnostics(student, targets, student_temp=student_temp)
     std_T = torch.stack([feature_spread(tokens_GBD.flatten(0, 1)) for tokens_GBD in features_GBTD.unbind(2)])
     return {
         **_named_by_token("teacher_entropy", diagnostics.teacher_entropy_T),

@@ -45,7 +45,7 @@ class WorkerContext:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Buffers stay equal by themselves: whatever writes them gathers over all workers first.
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def resume(self, load: Callable[[Path], None]) -> bool:
         """Call ``load`` with the folder of the newest whole checkpoint, if there is one; whether there was."""

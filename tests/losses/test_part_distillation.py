@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -6,12 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from passreid_ray.losses import mean_over_pairs, part_distillation_loss, part_distillation_terms, updated_centers
+from passreid_ray.losses import (
+    centered_targets,
+    mean_over_pairs,
+    part_distillation_loss,
+    part_distillation_terms,
+    updated_centers,
+)
 from tests.losses import golden_loss
 from tests.ranks import run_on_ranks
 from tests.reference.official_loss import literal_loss, literal_pairs
 
 TEMPS = {"student_temp": 0.1, "teacher_temp": 0.04}
+
+
+def terms(student: Sequence[Tensor], teacher: Sequence[Tensor], centers_TK: Tensor) -> tuple[Tensor, list[int]]:
+    return part_distillation_terms(student, centered_targets(teacher, centers_TK, 0.04), student_temp=0.1)
 
 
 def random_case(
@@ -110,7 +121,7 @@ def test_more_than_two_global_views_are_paired_like_two() -> None:
 
 def test_official_views_make_44_pairs_of_which_20_are_cls() -> None:
     student, teacher, centers_TK = random_case()
-    loss_T, num_pairs = part_distillation_terms(student, teacher, centers_TK, **TEMPS)
+    loss_T, num_pairs = terms(student, teacher, centers_TK)
     assert num_pairs == [20, 8, 8, 8]
     for token, loss in enumerate(loss_T):
         pairs = literal_pairs(student[token], teacher[token], centers_TK[token], 0.1, 0.04)
@@ -132,7 +143,7 @@ def test_a_part_learns_from_its_own_views_only_and_the_teacher_from_none() -> No
     student, teacher, centers_TK = random_case()
     teacher = [views.requires_grad_() for views in teacher]
     centers_TK.requires_grad_()
-    loss_T, _ = part_distillation_terms(student, teacher, centers_TK, **TEMPS)
+    loss_T, _ = terms(student, teacher, centers_TK)
     gradients = torch.autograd.grad(loss_T[2], [*student, *teacher, centers_TK], allow_unused=True)
     reached = [gradient is not None and bool(gradient.any()) for gradient in gradients]
     assert reached == [False, False, True, False] + 5 * [False]
@@ -140,7 +151,7 @@ def test_a_part_learns_from_its_own_views_only_and_the_teacher_from_none() -> No
 
 def test_a_student_view_does_not_learn_from_the_same_teacher_view() -> None:
     student, teacher, centers_TK = random_case(local_views=0, num_parts=0)
-    before = part_distillation_terms(student, teacher, centers_TK, **TEMPS)[0]
+    before = terms(student, teacher, centers_TK)[0]
     first_only = [student[0][:1].detach().requires_grad_(), student[0][1:].detach()]
     changed = [torch.stack([torch.randn_like(teacher[0][0]), teacher[0][1]])]
     # Student view 0 is taught by teacher view 1 alone, so its gradient does not see a change of teacher view 0.
@@ -151,7 +162,7 @@ def test_a_student_view_does_not_learn_from_the_same_teacher_view() -> None:
         for taught_by in (teacher, changed)
     ]
     assert torch.equal(*gradients)
-    assert not torch.equal(before, part_distillation_terms(student, changed, centers_TK, **TEMPS)[0])
+    assert not torch.equal(before, terms(student, changed, centers_TK)[0])
 
 
 def test_the_loss_is_not_below_the_entropy_of_the_targets() -> None:

@@ -242,3 +242,10 @@ def test_user_mistakes_are_named() -> None:
         tiny_vit(stem="conv")
     with pytest.raises(UserError, match="drop_path"):
         tiny_vit(drop_path=1.0)
+
+
+def test_plain_attention_equals_the_fused_one() -> None:
+    model, images = tiny_vit(), torch.randn(2, 3, 64, 32)
+    fused = model(images)
+    model.use_fused_attention(False)
+    assert largest_difference(model(images), fused) < 1e-6

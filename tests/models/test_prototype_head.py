@@ -101,3 +101,13 @@ def test_heads_of_another_shape_or_number_are_refused() -> None:
         load_heads(PrototypeHead(6, 11, 8, 5, num_tokens=2), state)
     with pytest.raises(UserError, match="num_prototypes"):
         load_heads(PrototypeHead(6, 12, 8, 5, num_tokens=3), state)
+
+
+def test_batch_norm_sees_every_row_of_a_token_at_once() -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(8, 16, hidden_dim=12, bottleneck_dim=4, num_tokens=2, batch_norm=True)
+    hidden = []
+    head.get_submodule("mlp_cls.1").register_forward_hook(lambda *call: hidden.append(call[-1]))
+    head([torch.randn(6, 8) * 5 + 3, torch.randn(4, 8)])
+    torch.testing.assert_close(hidden[0].mean(0), torch.zeros(12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hidden[0].std(0, correction=0), torch.ones(12), atol=1e-2, rtol=0)

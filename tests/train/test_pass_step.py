@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from passreid_ray import distributed
 from passreid_ray.models import PartViT, PrototypeHead
 from passreid_ray.models.part_vit import Stem
 from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.ema import Centering
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
@@ -111,25 +113,35 @@ def test_the_reference_decays_and_exempts_the_same_parameters() -> None:
     assert exempt == set(GOLDEN["group1_not_regularized"])
 
 
-def _trained(
-    stem: Stem, dtype: torch.dtype, steps: int, num_micro_batches: int = 1
-) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses and state after some steps of the global batch of 8, by as many workers as there are ranks."""
-    state = tiny_state(stem=stem, dtype=dtype)
-    if distributed.is_active():
-        state.forward = DistributedDataParallel(state.student, broadcast_buffers=False)
-    settings = StepSettings(num_micro_batches=num_micro_batches)
-    losses = []
-    for step in range(steps):
-        views = rank_slice(random_views(8, seed=step, dtype=dtype), distributed.rank(), distributed.world_size())
-        losses.append(float(train_step(state, views, RATES, settings)["loss"]))
-    return losses, {name: value.detach().numpy() for name, value in state.tensors().items()}
+PLAIN = StepSettings()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a training run of a test is made of."""
+
+    dtype: torch.dtype = torch.float64
+    stem: Stem = "patch"
+    head_batch_norm: bool = False
+    settings: StepSettings = PLAIN
+
+    def train(self, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
+        """Losses and state after some steps of a global batch of 8, by as many workers as there are ranks."""
+        state = tiny_state(stem=self.stem, dtype=self.dtype, head_batch_norm=self.head_batch_norm)
+        rank, world_size = distributed.rank(), distributed.world_size()
+        if world_size > 1:
+            state.forward = DistributedDataParallel(state.student, forward_sync_buffers=False)
+        losses = []
+        for step in range(steps):
+            views = rank_slice(random_views(8, seed=step, dtype=self.dtype), rank, world_size)
+            losses.append(float(train_step(state, views, RATES, self.settings)["loss"]))
+        return losses, {name: value.detach().numpy() for name, value in state.tensors().items()}
 
 
 def _assert_equal_to_one_worker(
-    stem: Stem, dtype: torch.dtype, tolerance: float, losses: list[float], expected: dict[str, np.ndarray]
+    variant: Variant, tolerance: float, losses: list[float], expected: dict[str, np.ndarray]
 ) -> None:
-    got_losses, tensors = _trained(stem, dtype, steps=len(losses))
+    got_losses, tensors = variant.train(steps=len(losses))
     np.testing.assert_allclose(got_losses, losses, rtol=tolerance)
     assert tensors.keys() == expected.keys()
     for name, value in tensors.items():
@@ -140,24 +152,25 @@ def _assert_equal_to_one_worker(
 
 
 @pytest.mark.parametrize(
-    ("stem", "dtype", "tolerance"),
+    ("variant", "tolerance"),
     [
-        ("patch", torch.float64, 1e-9),
-        ("ics", torch.float64, 1e-9),
-        ("patch", torch.float32, 1e-5),
+        (Variant(), 1e-9),
+        (Variant(stem="ics"), 1e-9),
+        (Variant(head_batch_norm=True, settings=StepSettings(centering="sinkhorn", koleo_weight=0.1)), 1e-9),
+        (Variant(dtype=torch.float32), 1e-5),
     ],
+    ids=["float64", "float64-ics-stem", "float64-sinkhorn-koleo-head-batch-norm", "float32"],
 )
-def test_two_workers_equal_one_with_the_doubled_batch_over_20_steps(
-    stem: Stem, dtype: torch.dtype, tolerance: float
-) -> None:
-    losses, tensors = _trained(stem, dtype, steps=20)
+def test_two_workers_equal_one_with_the_doubled_batch_over_20_steps(variant: Variant, tolerance: float) -> None:
+    losses, tensors = variant.train(steps=20)
     assert losses[0] != losses[-1]
-    run_on_ranks(_assert_equal_to_one_worker, stem, dtype, tolerance, losses, tensors, world_size=2)
+    run_on_ranks(_assert_equal_to_one_worker, variant, tolerance, losses, tensors, world_size=2)
 
 
-def test_micro_batches_equal_the_whole_batch() -> None:
-    whole_losses, whole = _trained("patch", torch.float64, steps=3)
-    losses, parts = _trained("patch", torch.float64, steps=3, num_micro_batches=4)
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+def test_micro_batches_equal_the_whole_batch(centering: Centering) -> None:
+    whole_losses, whole = Variant(settings=StepSettings(centering=centering)).train(steps=3)
+    losses, parts = Variant(settings=StepSettings(centering=centering, num_micro_batches=4)).train(steps=3)
     np.testing.assert_allclose(losses, whole_losses, rtol=1e-12)
     for name, value in parts.items():
         np.testing.assert_allclose(value, whole[name], rtol=0, atol=1e-9)
@@ -180,7 +193,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stem: Stem) ->
 
 def _assert_all_refuse_when_one_is_not_finite() -> None:
     state = tiny_state()
-    state.forward = DistributedDataParallel(state.student, broadcast_buffers=False)
+    state.forward = DistributedDataParallel(state.student, forward_sync_buffers=False)
     before = {name: value.clone() for name, value in state.tensors().items()}
     views = random_views(2, seed=distributed.rank())
     if distributed.rank() == 1:
