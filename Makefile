@@ -17,7 +17,7 @@ lint: .venv/installed-dev  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: .venv/installed-dev  ## measured speed, as ratios to literal versions in the same run
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 clean:
 	rm -rf .venv

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from passreid_ray.engines.progress import run_progress
 from passreid_ray.train.run_log import RunLog
 
 POLL_SECONDS = 0.5
@@ -40,37 +41,27 @@ class Board:
 
 
 class Monitor:
-    """Reads a board in the background and turns its records into a progress bar, logs and files."""
+    """Reads a board in the background and turns its records into progress, logs and files."""
 
     def __init__(self, board: Any, log: RunLog, console: Console, *, num_rows: int, max_bad_share: float) -> None:
         self._board = board
         self._log = log
-        self._console = console
         self._limit = max_bad_share * num_rows
         self._num_rows = num_rows
         self._bad: set[str] = set()
         self._collapsed = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._progress.add_task("starting", total=None, state="")
+        self._progress = run_progress(console)
 
     def __enter__(self) -> "Monitor":
-        self._progress.start()
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self._thread.join()
-        self._progress.stop()
+        self._progress.close()
         self._log.close()
 
     @property
@@ -79,16 +70,21 @@ class Monitor:
         return len(self._bad)
 
     def _watch(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
+        try:
+            while not self._done.wait(POLL_SECONDS):
+                self._read()
             self._read()
-        self._read()
+        except OSError as error:
+            self._stop(f"{self._log.folder}: the logs cannot be written: {error.strerror or error}")
+        except RayError:
+            pass  # the cluster is gone; whoever started the run learns why
 
     def _read(self) -> None:
         handlers: dict[str, Callable[..., None]] = {
             "start": self._on_start,
             "metrics": self._on_metrics,
             "evaluation": self._on_evaluation,
-            "say": lambda text, **_: self._progress.console.print(text, highlight=False),
+            "say": lambda text, **_: self._progress.say(text),
             "bad": self._on_bad,
             "collapse": self._on_collapse,
         }
@@ -98,26 +94,25 @@ class Monitor:
     def _on_start(self, step: int, end_step: int, **_: Any) -> None:
         self._log.restart_at(step)
         if step:
-            self._progress.console.print(f"continuing after step {step} of {end_step}", highlight=False)
-        self._progress.update(self._task, description="training", completed=step, total=end_step)
+            self._progress.say(f"continuing after step {step} of {end_step}")
+        self._progress.start(step, end_step)
 
     def _on_metrics(self, step: int, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)
         state = f"loss {metrics['loss']:.3f}  {metrics['images_per_second']:.1f} images/s"
         if metrics["data_wait_share"] > 0.1:
             state += f"  waits {metrics['data_wait_share']:.0%} for data"
-        self._progress.update(self._task, completed=step, state=state)
+        self._progress.update(step, state)
 
     def _on_evaluation(self, step: int, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)
-        self._progress.console.print(
-            f"step {step}: mAP {metrics['evaluation/mAP']:.2%}  rank-1 {metrics['evaluation/rank1']:.2%}",
-            highlight=False,
+        self._progress.say(
+            f"step {step}: mAP {metrics['evaluation/mAP']:.2%}  rank-1 {metrics['evaluation/rank1']:.2%}"
         )
 
     def _on_collapse(self, step: int, text: str, **_: Any) -> None:
         if not self._collapsed:
-            self._progress.console.print(f"step {step}: the teacher has collapsed: {text}", style="yellow")
+            self._progress.say(f"step {step}: the teacher has collapsed: {text}", style="yellow")
         self._collapsed = True
 
     def _on_bad(self, images: list[tuple[str, str]], **_: Any) -> None:
@@ -126,10 +121,11 @@ class Monitor:
         if new:
             self._log.quarantine([{"image_id": image_id, "reason": reason} for image_id, reason in new.items()])
         if len(self._bad) > self._limit:
-            image_id, reason = next(iter(new.items()), ("", ""))
-            ray.get(
-                self._board.stop.remote(
-                    f"{len(self._bad)} of {self._num_rows} images cannot be used, more than max_bad_share allows; "
-                    f"the last: {image_id}: {reason}. All are in {self._log.folder / 'quarantine.jsonl'}"
-                )
+            image_id, reason = images[-1]
+            self._stop(
+                f"{len(self._bad)} of {self._num_rows} images cannot be used, more than max_bad_share allows; "
+                f"the last: {image_id}: {reason}. All are in {self._log.folder / 'quarantine.jsonl'}"
             )
+
+    def _stop(self, reason: str) -> None:
+        ray.get(self._board.stop.remote(reason))

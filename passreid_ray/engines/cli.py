@@ -8,12 +8,21 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from passreid_ray.config import SectionT, describe, load_config
+from passreid_ray.config import Section, SectionT, describe, load_config
 from passreid_ray.errors import UserError
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
+PIPED_WIDTH = 120
+SETTING_WIDTH = 36
+DEFAULT_WIDTH = 22
+REQUIRED = "must be given"
+VALUES = """
+Values are written as in TOML: 3, 1e-4, true, [256, 128]; text needs no quotes. A setting whose default is none, or that
+says so, takes the word none. Later wins: default below, preset, command line. What a run used is in its config.toml.
+"""
 
 
 def run_job(
@@ -28,7 +37,7 @@ def run_job(
     """Build the settings from ``arguments`` (default: the command line) and call ``run``; exits not 0 on failure.
 
     Without a preset among the arguments ``default_preset`` is used, or the defaults of ``config_cls``. A ``UserError``
-    is printed as its one line, without a traceback.
+    is printed as its one line, without a traceback; so is a file that cannot be read or written.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     presets = Path(sys.argv[0]).resolve().parent / "presets" if presets is None else presets
@@ -42,22 +51,37 @@ def run_job(
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.print(f"error: {error.filename}: {error.strerror}", style="bold red", markup=False)
+        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        console.print("stopped. The same command goes on from the last checkpoint.", style="yellow")
+        console.print("stopped. The same command goes on from what was saved.", style="yellow")
         sys.exit(EXIT_INTERRUPTED)
 
 
-def print_help(config_cls: type[SectionT], summary: str, presets: Path, default_preset: str | None) -> None:
-    """Print what the job does, its presets and every setting with default and meaning."""
-    console = Console(highlight=False, soft_wrap=True)
+def print_help(config_cls: type[Section], summary: str, presets: Path, default_preset: str | None) -> None:
+    """Print what the job does, how it is called, its presets and every setting with default and meaning."""
+    terminal = Console(highlight=False)
+    console = terminal if terminal.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
     job = Path(sys.argv[0]).name
-    console.print(summary.strip(), markup=False)
-    console.print(f"\nusage: python jobs/{job} [preset.toml] [section.key=value ...]\n", markup=False)
     names = sorted(file.stem for file in presets.glob(f"{Path(job).stem}_*.toml"))
+    console.print(summary.strip(), markup=False)
+    console.print(f"\nusage: python jobs/{job} [PRESET] [section.key=value ...]\n", markup=False)
     if names:
-        console.print(f"presets: {', '.join(names)}", markup=False)
-    console.print(f"without a preset: {default_preset or 'the defaults below'}\n", markup=False)
-    table = Table("setting", "default", "meaning", box=None, pad_edge=False)
-    for key, default, meaning in describe(config_cls):
-        table.add_row(key, default, meaning)
-    console.print(table, markup=False)
+        console.print(f"PRESET is a TOML file or one of: {', '.join(names)}.", markup=False)
+        console.print(f"Without one: {default_preset or 'the defaults below'}.", markup=False)
+    console.print(VALUES, markup=False)
+    for section in describe(config_cls):
+        if section.name:
+            title = Text.assemble((section.name, "bold"), f"  {section.meaning}")
+            console.print()
+            console.print(title)
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(width=SETTING_WIDTH, overflow="fold")
+        table.add_column(width=DEFAULT_WIDTH, overflow="fold", style="cyan")
+        table.add_column(ratio=1)
+        for setting in section.settings:
+            table.add_row(Text(f"  {setting.key}"), Text(setting.default or REQUIRED), Text(setting.meaning))
+        console.print(table)

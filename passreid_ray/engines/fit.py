@@ -1,11 +1,13 @@
 """One Ray Train run: restarts crashed workers, turns failures into words."""
 
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 
@@ -22,7 +24,8 @@ def fit(
     """Run ``train_worker`` on every worker until it ends.
 
     Workers that crash are restarted from the newest checkpoint; a run of the same name and storage is continued.
-    Raises ``UserError`` with the reason when a worker raised one, or when restarts are used up.
+    Raises ``UserError`` with the reason when a worker raised one, or when restarts are used up, and
+    ``KeyboardInterrupt`` on Ctrl-C; the workers end with this process.
     """
     trainer = TorchTrainer(
         _Guarded(train_worker, board),
@@ -34,19 +37,40 @@ def fit(
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # noqa: BLE001 whatever ended the run, the user gets its reason and the log
-        if (reason := ray.get(board.stop_reason.remote())) is not None:
-            raise UserError(reason) from None
+    error = _outcome_in_thread(trainer.fit)
+    if (reason := _stop_reason(board)) is not None:
+        raise UserError(reason)
+    if error is not None:
         path = run.folder / "error.log"
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         raise UserError(
-            f"training failed, after {workers.max_failures} restarts: {_last_line(error)}. All of it is in {path}; "
+            f"training failed and restarts did not help: {_last_line(error)}. All of it is in {path}; "
             "the same command goes on from the last checkpoint"
-        ) from None
-    if (reason := ray.get(board.stop_reason.remote())) is not None:
-        raise UserError(reason)
+        )
+
+
+def _stop_reason(board: Any) -> str | None:
+    try:
+        return ray.get(board.stop_reason.remote())
+    except RayError:
+        return None  # the board went down with the cluster
+
+
+def _outcome_in_thread(function: Callable[[], Any]) -> BaseException | None:
+    """Call ``function`` in a thread and wait for its end; what it raised, if anything."""
+    # In the main thread Ray Train would take over Ctrl-C, and end the process without a word and with status 1.
+    outcome: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 whatever ended the run, the user gets its reason and the log
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    return outcome[0] if outcome else None
 
 
 class _Guarded:

@@ -1,11 +1,27 @@
 """Looking at the data before a cluster is started for it."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from passreid_ray.data import BadImage, Rows
 from passreid_ray.errors import UserError
 
 NUM_PROBED = 64
+
+
+def check_patches(patch_size: tuple[int, int], sizes_px: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ``UserError`` with the setting, among ``sizes_px``, whose image cannot be cut into whole patches."""
+    for key, (height_px, width_px) in sizes_px.items():
+        if height_px % patch_size[0] or width_px % patch_size[1]:
+            fitting = [
+                max(1, round(side / patch)) * patch
+                for side, patch in zip((height_px, width_px), patch_size, strict=True)
+            ]
+            raise UserError(
+                f"{key}: {height_px} x {width_px} pixels are not whole patches of {patch_size[0]} x {patch_size[1]}; "
+                f"the nearest size that is: {fitting}"
+            )
 
 
 def check_readable(rows: Rows, max_bad_share: float) -> None:

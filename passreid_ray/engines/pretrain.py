@@ -202,7 +202,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         epoch, position = divmod(state.step, order.steps_per_epoch)
         if position == 0 and (is_last or epoch % config.evaluation.every_epochs == 0):
             evaluate()
-        if position == 0 and (is_last or epoch % config.run.checkpoint_every_epochs == 0):
+        if is_last or config.run.is_checkpoint_due(state.step, order.steps_per_epoch):
             worker.report(state.step, save, config.run.keep)
 
 

@@ -1,31 +1,39 @@
 """The folder of a run: where its files go, and whether a command may continue what is there."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.fs as pafs
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from passreid_ray.config import Section, to_toml
+from passreid_ray.config import Section, UserPath, to_toml
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
-from passreid_ray.train.state_files import read_meta
 
 CONFIG_FILE = "config.toml"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError("expected letters, digits, '.', '_' and '-', the first a letter or a digit")
+    return name
+
+
 class RunConfig(Section):
     """Name and place of a run. The same name continues the run that is there."""
 
-    name: str = Field(default="pretrain", min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_folder_name)] = "pretrain"
     """Name of the run and of its folder."""
-    output: Path = Path("outputs")
+    output: UserPath = Path("outputs")
     """Folder that holds the folders of runs: logs, resolved settings, pictures."""
     storage: str | None = None
-    """Where checkpoints go when that is not ``output``: a folder all nodes share, or an s3:// or gs:// address."""
+    """Where checkpoints go; none: to output. A folder that all nodes share, or an s3:// or gs:// address."""
     checkpoint_every_epochs: int = Field(default=1, ge=1)
     """Epochs between checkpoints; the last step is always saved."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between more checkpoints, for long epochs; none: only at the end of epochs."""
     keep: int | None = Field(default=2, ge=1)
     """How many of the newest checkpoints stay; none: all."""
 
@@ -37,9 +45,15 @@ class RunConfig(Section):
     @property
     def storage_path(self) -> str:
         """Where the folders of runs with their checkpoints are."""
-        return (
-            self.storage if self.storage and "://" in self.storage else str(Path(self.storage or self.output).resolve())
-        )
+        if self.storage is not None and "://" in self.storage:
+            return self.storage
+        return str(Path(self.storage or self.output).expanduser().resolve())
+
+    def is_checkpoint_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether a checkpoint is saved after ``step`` steps."""
+        epoch, position = divmod(step, steps_per_epoch)
+        at_epoch = position == 0 and epoch % self.checkpoint_every_epochs == 0
+        return at_epoch or (self.checkpoint_every_steps is not None and step % self.checkpoint_every_steps == 0)
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -57,10 +71,11 @@ def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], finger
     _check_storage(run)
     names = run.checkpoints.names()
     if names:
-        new = config.model_dump(mode="json")
-        run.checkpoints.read(
-            names[-1], lambda folder: _check_same(read_meta(folder), new, run, must_agree, fingerprint)
-        )
+        meta = run.checkpoints.meta(names[-1])
+        if not {"config", "fingerprint"} <= meta.keys():
+            raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
+        check_same_data(meta, fingerprint, str(run.folder))
+        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
     filesystem, root = run.checkpoints.location()
     # Ray's own list of checkpoints may be stale or cut short after a kill, and Ray refuses to start on it.
     if filesystem.get_file_info(f"{root}/{RAY_SNAPSHOT}").type == pafs.FileType.File:
@@ -93,20 +108,13 @@ def _check_storage(run: RunConfig) -> None:
     if run.storage is None:
         return
     if not run.checkpoints.is_remote:
-        _check_writable(Path(run.storage) / run.name, "run.storage")
+        _check_writable(Path(run.checkpoints.address), "run.storage")
         return
     try:
         filesystem, path = run.checkpoints.location()
         filesystem.create_dir(path, recursive=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"run.storage: {run.storage} cannot be used: {error}") from None
-
-
-def _check_same(
-    meta: dict[str, Any], new: dict[str, Any], run: RunConfig, must_agree: tuple[str, ...], fingerprint: str
-) -> None:
-    check_same_data(meta, fingerprint, str(run.folder))
-    _check_agreement(run, meta["config"], new, must_agree)
+        raise UserError(f"run.storage: {run.storage} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def _check_agreement(run: RunConfig, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]) -> None:

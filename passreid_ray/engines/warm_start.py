@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from passreid_ray.config import Section
+from passreid_ray.config import Section, UserPath
 from passreid_ray.errors import UserError
 from passreid_ray.models import (
     load_backbone,
@@ -21,12 +21,12 @@ from passreid_ray.train.state_files import find_checkpoint, load_state
 class WarmStartConfig(Section):
     """Weights to begin with; by default random ones."""
 
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """A run or checkpoint folder of this project, or any public PASS or TransReID-SSL file."""
     timm: str | None = None
     """timm weights of the trunk: a file, or "hub" to download them."""
     head_warmup_epochs: float | None = Field(default=None, ge=0)
-    """Epochs in which only the heads learn; none: 0 when the checkpoint has fitting heads, else 1."""
+    """Epochs in which only the heads learn; none: 0 where the heads were loaded too, else 1."""
 
     def check(self) -> None:
         """Raise ``UserError`` for what can be told to be wrong before the run starts."""
@@ -41,15 +41,20 @@ def warm_start(model: PassModel, config: WarmStartConfig) -> tuple[float, str | 
     """Load ``config``'s weights into a student: (epochs in which only the heads should learn, what was loaded).
 
     The teacher's weights are taken where a checkpoint has them. Raises ``UserError`` when the backbone would stay
-    incomplete.
+    incomplete; nothing but ``model`` is touched, so a driver may call it to see whether its workers will succeed.
     """
+    config.check()
     if config.timm is not None:
         report = load_timm_weights(model.backbone, config.timm)
         return _warmup(config, has_heads=False), f"timm weights: {report}"
     if config.checkpoint is None:
         return 0.0, None
-    backbone, head = read_teacher(config.checkpoint)
-    report = load_backbone(model.backbone, backbone)
+    try:
+        backbone, head = read_teacher(config.checkpoint)
+        report = load_backbone(model.backbone, backbone)
+    except UserError as error:
+        reason = str(error).removeprefix("checkpoint: ").removeprefix(f"{config.checkpoint}: ")
+        raise UserError(f"warm_start.checkpoint: {config.checkpoint}: {reason}") from None
     has_heads = _load_fitting_heads(model, head)
     heads = "heads loaded" if has_heads else "heads start at random"
     return _warmup(config, has_heads=has_heads), f"{config.checkpoint}: {report}; {heads}"

@@ -9,10 +9,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from passreid_ray.train.state_files import FOLDER_PREFIX, META_FILE, TENSORS_FILE, checkpoint_name
+from passreid_ray.train.state_files import (
+    FOLDER_PREFIX,
+    META_FILE,
+    TENSORS_FILE,
+    check_size,
+    checkpoint_name,
+    parse_meta,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,14 @@ class CheckpointStore:
         metas = filesystem.get_file_info([f"{root}/{name}/{META_FILE}" for name in folders])
         return [name for name, meta in zip(folders, metas, strict=True) if meta.type == pafs.FileType.File]
 
+    def meta(self, name: str) -> dict[str, Any]:
+        """Description of a checkpoint, without reading its tensors; ``UserError`` when it is damaged or cut short."""
+        filesystem, path = self.location(name)
+        with filesystem.open_input_stream(f"{path}/{META_FILE}") as file:
+            meta = parse_meta(file.read(), path)
+        check_size(meta, filesystem.get_file_info(f"{path}/{TENSORS_FILE}").size or 0, path)
+        return meta
+
     def write(self, step: int, save: Callable[[Path], None]) -> str:
         """Let ``save`` write the checkpoint of ``step``; its name."""
         name = checkpoint_name(step)
@@ -51,6 +67,9 @@ class CheckpointStore:
             return name
         with tempfile.TemporaryDirectory() as draft:
             save(Path(draft))
+            filesystem.create_dir(path, recursive=True)
+            if filesystem.get_file_info(f"{path}/{META_FILE}").type == pafs.FileType.File:
+                filesystem.delete_file(f"{path}/{META_FILE}")  # no longer whole, until it is written anew
             for file in (TENSORS_FILE, META_FILE):  # in this order: the description makes it whole
                 pafs.copy_files(f"{draft}/{file}", f"{path}/{file}", pafs.LocalFileSystem(), filesystem)
         return name
@@ -66,7 +85,7 @@ class CheckpointStore:
             load(Path(copy))
 
     def prune(self, keep: int | None) -> None:
-        """Delete all but the newest ``keep`` whole checkpoints, and what older kills left unfinished."""
+        """Delete all but the newest ``keep`` whole checkpoints, and unfinished ones that are older than those."""
         names = self.names()
         if keep is None or len(names) <= keep:
             return

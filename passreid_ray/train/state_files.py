@@ -40,24 +40,22 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
         draft = folder / f"{META_FILE}.part"
         draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
         os.replace(draft, folder / META_FILE)
-    except OSError as error:
-        raise UserError(f"{folder}: the checkpoint cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:  # the second wraps a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{folder}: the checkpoint cannot be written: {reason}") from None
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, meta) of a checkpoint folder; raises ``UserError`` when it is missing, cut short or was edited."""
     meta = read_meta(folder)
     path = folder / TENSORS_FILE
-    size = path.stat().st_size if path.is_file() else 0
-    advice = f"delete {folder} to go on from the checkpoint before it"
-    if size != meta["bytes"]:
-        raise UserError(f"{path}: checkpoint cut short: expected {meta['bytes']} bytes, found {size}; {advice}")
+    check_size(meta, path.stat().st_size if path.is_file() else 0, str(folder))
     if _sha256(path) != meta["sha256"]:
-        raise UserError(f"{path}: checkpoint damaged: its SHA-256 is not the one in {META_FILE}; {advice}")
+        raise UserError(f"{path}: damaged: its SHA-256 is not the one in {META_FILE}; {_advice(folder)}")
     try:
         return load_file(path), meta
     except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error}); {advice}") from None
+        raise UserError(f"{path}: not a safetensors file ({error}); {_advice(folder)}") from None
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -65,13 +63,28 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     if not path.is_file():
         raise UserError(f"{folder}: not a checkpoint of this project: no {META_FILE} in it")
+    return parse_meta(path.read_bytes(), str(folder))
+
+
+def parse_meta(content: bytes, folder: str) -> dict[str, Any]:
+    """What the ``content`` of a description says; ``UserError`` with the checkpoint's ``folder`` when it is damaged."""
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the checkpoint is damaged, delete {folder}") from None
+        meta = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{folder}/{META_FILE}: damaged: not valid JSON ({error}); {_advice(folder)}") from None
     if not isinstance(meta, dict) or not {"format", "bytes", "sha256"} <= meta.keys():
-        raise UserError(f"{path}: keys 'format', 'bytes' and 'sha256' expected; delete {folder} if it is not needed")
+        raise UserError(
+            f"{folder}/{META_FILE}: damaged: keys 'format', 'bytes' and 'sha256' expected; {_advice(folder)}"
+        )
     return meta
+
+
+def check_size(meta: Mapping[str, Any], found: int, folder: str) -> None:
+    """Raise ``UserError`` when the tensors' file of a checkpoint does not have the size that ``meta`` tells."""
+    if found != meta["bytes"]:
+        raise UserError(
+            f"{folder}/{TENSORS_FILE}: cut short: expected {meta['bytes']} bytes, found {found}; {_advice(folder)}"
+        )
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -83,6 +96,10 @@ def find_checkpoint(path: Path) -> Path:
     if found is None:
         raise UserError(f"{path}: no checkpoint found; expected a run folder with {FOLDER_PREFIX}*/{META_FILE}")
     return found
+
+
+def _advice(folder: Path | str) -> str:
+    return f"delete {folder} to go on from the checkpoint before it"
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What the training function asks of Ray Train: rank, device, the last checkpoint, a way to report."""
 
+import json
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ class WorkerContext:
         self.board.post.remote({"kind": kind, "rank": self.rank, **record})
 
     def post_bad(self, bad: np.ndarray) -> None:
-        """Tell the driver which images of a batch could not be used; each entry is "image_id<TAB>reason" lines."""
-        images = [tuple(line.split("\t", 1)) for entry in bad if entry for line in entry.splitlines()]
+        """Tell the driver which images could not be used; ``bad`` is that entry of a batch of ``data.stream``."""
+        images = [(image_id, reason) for entry in bad if entry for image_id, reason in json.loads(entry)]
         if images:
             self.post("bad", images=images)
 

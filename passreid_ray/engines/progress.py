@@ -1,0 +1,96 @@
+"""How far a run is: a live bar in a terminal, now and then a line anywhere else, such as in a log file."""
+
+import time
+from datetime import timedelta
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 30.0
+LINE_SHARE = 0.1
+"""A line is due after this many seconds or this share of the run, whatever comes first."""
+
+
+class RunProgress(Protocol):
+    """What shows the progress of a run."""
+
+    def start(self, step: int, end_step: int) -> None:
+        """Steps begin after ``step``; may come again when workers were restarted."""
+        ...
+
+    def update(self, step: int, state: str) -> None:
+        """``step`` steps are done; ``state`` says how it goes."""
+        ...
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+def run_progress(console: Console) -> RunProgress:
+    """What suits ``console``."""
+    return LiveBar(console) if console.is_terminal else PlainLines(console)
+
+
+class LiveBar:
+    """A bar that stays below whatever is said."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("starting", total=None, state="")
+        self._progress.start()
+
+    def start(self, step: int, end_step: int) -> None:
+        self._progress.update(self._task, description="training", completed=step, total=end_step)
+
+    def update(self, step: int, state: str) -> None:
+        self._progress.update(self._task, completed=step, state=state)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self._progress.console.print(text, style=style, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class PlainLines:
+    """Whole lines only."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._end_step = 0
+        self._first = self._last = (0, 0.0)
+        """Step and time at which steps began, and of the last line."""
+
+    def start(self, step: int, end_step: int) -> None:
+        self._end_step = end_step
+        self._first = self._last = (step, time.monotonic())
+
+    def update(self, step: int, state: str) -> None:
+        now = time.monotonic()
+        last_step, last_seconds = self._last
+        is_due = step - last_step >= LINE_SHARE * self._end_step or now - last_seconds >= LINE_SECONDS
+        if not is_due and step < self._end_step:
+            return
+        self._last = (step, now)
+        first_step, first_seconds = self._first
+        left = timedelta(seconds=round((now - first_seconds) / max(1, step - first_step) * (self._end_step - step)))
+        self.say(f"step {step} of {self._end_step}  {state}  {left} left")
+
+    def say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, highlight=False, markup=False)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,112 @@
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from passreid_ray.engines import board as board_module
+from passreid_ray.engines.board import Board, Monitor
+from passreid_ray.train.run_log import RunLog, read_jsonl
+
+METRICS = {"loss": 2.0, "images_per_second": 50.0, "data_wait_share": 0.5}
+
+
+@pytest.fixture
+def board(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(board_module, "POLL_SECONDS", 0.05)
+    return Board.remote()
+
+
+def watched(board: Any, folder: Path, *records: dict[str, Any]) -> str:
+    """What the driver prints when workers post ``records``; of 100 images 5 may be unusable."""
+    console = Console(file=StringIO(), soft_wrap=True)
+    with Monitor(board, RunLog(folder), console, num_rows=100, max_bad_share=0.05):
+        for record in records:
+            ray.get(board.post.remote({"rank": 0, **record}))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_posts_are_taken_once_and_in_order(board: Any) -> None:
+    for number in range(3):
+        board.post.remote({"number": number})
+    assert [record["number"] for record in ray.get(board.take.remote())] == [0, 1, 2]
+    assert ray.get(board.take.remote()) == []
+
+
+def test_the_first_reason_to_stop_is_kept(board: Any) -> None:
+    assert ray.get(board.stop_reason.remote()) is None
+    for reason in ("first", "second"):
+        ray.get(board.stop.remote(reason))
+    assert ray.get(board.stop_reason.remote()) == "first"
+
+
+def test_metrics_are_logged_and_waiting_for_data_is_told(board: Any, tmp_path: Path) -> None:
+    text = watched(
+        board,
+        tmp_path,
+        {"kind": "start", "step": 4, "end_step": 5},
+        {"kind": "say", "text": "warm start: [x]"},
+        {"kind": "metrics", "step": 5, "metrics": METRICS},
+        {"kind": "evaluation", "step": 5, "metrics": {"evaluation/mAP": 0.25, "evaluation/rank1": 0.5}},
+    )
+    assert text.splitlines() == [
+        "continuing after step 4 of 5",
+        "warm start: [x]",
+        "step 5 of 5  loss 2.000  50.0 images/s  waits 50% for data  0:00:00 left",
+        "step 5: mAP 25.00%  rank-1 50.00%",
+    ]
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [
+        {"step": 5, **METRICS},
+        {"step": 5, "evaluation/mAP": 0.25, "evaluation/rank1": 0.5},
+    ]
+
+
+def test_a_collapse_is_told_once(board: Any, tmp_path: Path) -> None:
+    records = [{"kind": "collapse", "step": step, "text": "all alike"} for step in (1, 2)]
+    assert watched(board, tmp_path, *records) == "step 1: the teacher has collapsed: all alike\n"
+
+
+def test_an_unusable_image_is_quarantined_once(board: Any, tmp_path: Path) -> None:
+    images = [("a.jpg", "empty"), ("b\tc\n.jpg", "odd name")]
+    watched(board, tmp_path, *[{"kind": "bad", "images": images}] * 2)
+    assert read_jsonl(tmp_path / "quarantine.jsonl") == [
+        {"image_id": "a.jpg", "reason": "empty"},
+        {"image_id": "b\tc\n.jpg", "reason": "odd name"},
+    ]
+    assert ray.get(board.stop_reason.remote()) is None
+
+
+def test_too_many_unusable_images_stop_the_run(board: Any, tmp_path: Path) -> None:
+    images = [(f"{number}.jpg", "empty") for number in range(6)]
+    watched(board, tmp_path, {"kind": "bad", "images": images})
+    reason = str(ray.get(board.stop_reason.remote()))
+    assert reason.startswith("6 of 100 images cannot be used, more than max_bad_share allows; the last: 5.jpg: empty")
+    assert reason.endswith("quarantine.jsonl")
+
+
+def test_logs_that_cannot_be_written_stop_the_run(board: Any, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    watched(board, tmp_path, {"kind": "start", "step": 0, "end_step": 5})
+    assert ray.get(board.stop_reason.remote()) == f"{tmp_path}: the logs cannot be written: Is a directory"
+
+
+def test_a_cluster_that_is_gone_ends_the_watch_quietly(
+    board: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(file=StringIO())
+    with Monitor(board, RunLog(tmp_path), console, num_rows=1, max_bad_share=0) as monitor:
+        ray.kill(board)
+        wait_until(lambda: not monitor._thread.is_alive())
+    assert "Traceback" not in capsys.readouterr().err

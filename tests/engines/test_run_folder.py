@@ -1,0 +1,133 @@
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from passreid_ray.config import Section, build
+from passreid_ray.engines.run_folder import RAY_SNAPSHOT, RunConfig, prepare
+from passreid_ray.errors import UserError
+from passreid_ray.train.state_files import save_state
+
+
+class Model(Section):
+    width: int = 24
+
+
+class Job(Section):
+    run: RunConfig = RunConfig()
+    epochs: int = 3
+    model: Model = Model()
+
+
+def job(output: Path, **changes: Any) -> Job:
+    run = {"output": output, **changes.pop("run", {})}
+    return build(Job, {"run": run, **changes})
+
+
+def prepared(config: Job, fingerprint: str = "data") -> Job:
+    prepare(config.run, config, ("model.",), fingerprint)
+    return config
+
+
+def started(config: Job, *steps: int) -> Job:
+    """A run that has saved checkpoints."""
+    prepared(config)
+    meta = {"config": config.model_dump(mode="json"), "fingerprint": "data"}
+    for step in steps:
+        config.run.checkpoints.write(
+            step, lambda folder, step=step: save_state(folder, {"a": torch.ones(9)}, {"step": step, **meta})
+        )
+    return config
+
+
+def test_a_new_run_gets_its_folder_with_the_settings(tmp_path: Path) -> None:
+    prepared(job(tmp_path, run={"name": "a"}))
+    assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["model"] == {"width": 24}
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.toml"]
+
+
+def test_a_run_goes_on_with_other_settings_that_may_change(tmp_path: Path) -> None:
+    started(job(tmp_path), 6)
+    prepared(job(tmp_path, epochs=9))
+    assert "epochs = 9" in (tmp_path / "pretrain" / "config.toml").read_text()
+
+
+def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
+    started(job(tmp_path), 6)
+    with pytest.raises(UserError, match=r"model\.width = 24, now it is 48; .* or another run\.name"):
+        prepared(job(tmp_path, model={"width": 48}))
+    assert "width = 24" in (tmp_path / "pretrain" / "config.toml").read_text()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    config = started(job(tmp_path), 6)
+    with pytest.raises(UserError, match=r"made from other data .*another run\.name"):
+        prepared(config, "other")
+
+
+def test_checkpoints_of_another_job_are_not_taken_over(tmp_path: Path) -> None:
+    config = prepared(job(tmp_path))
+    save_state(tmp_path / "pretrain" / "step_00000006", {"a": torch.ones(1)}, {})
+    with pytest.raises(UserError, match="holds checkpoints of another job; give another run"):
+        prepared(config)
+
+
+def test_a_checkpoint_cut_short_is_told_and_deleting_it_lets_the_run_go_on(tmp_path: Path) -> None:
+    config = started(job(tmp_path), 6, 12)
+    newest = tmp_path / "pretrain" / "step_00000012"
+    tensors = newest / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"cut short.*; delete {newest} to go on from the checkpoint before it"):
+        prepared(config)
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert prepared(config).run.checkpoints.names() == ["step_00000006"]
+
+
+def test_a_checkpoint_that_was_never_finished_does_not_stop_the_run(tmp_path: Path) -> None:
+    config = started(job(tmp_path), 6, 12)
+    (tmp_path / "pretrain" / "step_00000012" / "state.json").unlink()
+    prepared(config)
+
+
+def test_a_broken_list_of_rays_own_is_set_aside(tmp_path: Path) -> None:
+    config = started(job(tmp_path), 6)
+    (tmp_path / "pretrain" / RAY_SNAPSHOT).write_text('{"cut')
+    prepared(config)
+    assert not (tmp_path / "pretrain" / RAY_SNAPSHOT).exists()
+    assert config.run.checkpoints.names() == ["step_00000006"]
+
+
+@pytest.mark.parametrize("key", ["output", "storage"])
+def test_a_place_that_cannot_be_written_is_told_with_its_setting(tmp_path: Path, key: str) -> None:
+    (tmp_path / "file").touch()
+    config = job(tmp_path, run={key: str(tmp_path / "file" / "below")})
+    with pytest.raises(UserError, match=rf"cannot be written \(Not a directory\); set run\.{key} to a folder"):
+        prepared(config)
+
+
+def test_an_address_of_no_known_kind_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.storage: nope://bucket cannot be used: "):
+        prepared(job(tmp_path, run={"storage": "nope://bucket"}))
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_checkpoints_go_to_the_storage_and_all_else_to_the_output(tmp_path: Path, prefix: str) -> None:
+    config = started(job(tmp_path / "out", run={"storage": f"{prefix}{tmp_path}/store"}), 6)
+    assert config.run.folder == tmp_path / "out" / "pretrain"
+    assert (tmp_path / "store" / "pretrain" / "step_00000006" / "state.json").is_file()
+    prepared(config)
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".hidden", "..", "a b"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"run\.name: expected letters, digits"):
+        build(Job, {"run": {"name": name}})
+
+
+def test_checkpoints_are_due_at_the_end_of_epochs_and_between_them() -> None:
+    run = RunConfig(checkpoint_every_epochs=2, checkpoint_every_steps=5)
+    assert [step for step in range(1, 17) if run.is_checkpoint_due(step, steps_per_epoch=4)] == [5, 8, 10, 15, 16]
