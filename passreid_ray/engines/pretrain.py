@@ -25,7 +25,7 @@ from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.embedding import embed_rows, read_images
 from passreid_ray.engines.evaluate import RetrievalConfig, as_metrics, labelled_rows, score
 from passreid_ray.engines.fit import fit
-from passreid_ray.engines.precheck import check_readable
+from passreid_ray.engines.precheck import check_patches, check_readable
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
 from passreid_ray.engines.warm_start import WarmStartConfig, warm_start
 from passreid_ray.errors import UserError
@@ -137,8 +137,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
     rows = open_rows(config.data)
     eval_rows = config.evaluation.rows()
     order = config.order(len(rows))
-    build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
-    config.warm_start.check()
+    check_model(config)
     check_readable(rows, config.max_bad_share)
     fingerprint = rows.fingerprint()
     prepare(config.run, config, MUST_AGREE, fingerprint)
@@ -155,6 +154,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
         "board": board,
+        "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
     }
     log = RunLog(config.run.folder)
     with Monitor(board, log, console, num_rows=len(rows), max_bad_share=config.max_bad_share):
@@ -164,10 +164,18 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
     return config.run.folder
 
 
+def check_model(config: PretrainConfig) -> None:
+    """Build a student with its first weights: what cannot be built or loaded is told before Ray starts."""
+    student = build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
+    check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
+    warm_start(student, config.warm_start)
+
+
 def train_worker(loop_config: dict[str, Any]) -> None:
     """What each worker does: resume, then step through its slice of every global batch."""
     config: PretrainConfig = loop_config["config"]
-    worker = WorkerContext.from_ray(loop_config["board"], config.run.checkpoints, config.workers.threads_per_worker())
+    threads = config.workers.threads_per_worker()
+    worker = WorkerContext.from_ray(loop_config["board"], loop_config["checkpoints"], threads)
     order = config.order(loop_config["num_rows"])
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
@@ -212,6 +220,7 @@ def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext
     size_px, num_parts = config.views.global_size_px, config.views.num_parts
     student = build_pass_model(config.model, config.head, size_px, num_parts)
     teacher = build_pass_model(config.model, config.head, size_px, num_parts, is_teacher=True)
+    # A run that continues brings its own weights, but must know how long its heads were to learn alone.
     head_warmup_epochs, loaded = warm_start(student, config.warm_start)
     if loaded and worker.rank == 0:
         worker.post("say", text=f"warm start: {loaded}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from passreid_ray.config import Section, UserPath
 from passreid_ray.errors import UserError
@@ -27,6 +27,14 @@ class WarmStartConfig(Section):
     """timm weights of the trunk: a file, or "hub" to download them."""
     head_warmup_epochs: float | None = Field(default=None, ge=0)
     """Epochs in which only the heads learn; none: 0 where the heads were loaded too, else 1."""
+
+    @field_validator("checkpoint", "timm")
+    @classmethod
+    def _absolute(cls, value: Path | str | None) -> Path | str | None:
+        # Workers run in another folder than the one where the user stands.
+        if value is None or value == "hub":
+            return value
+        return type(value)(Path(value).expanduser().absolute())
 
     def check(self) -> None:
         """Raise ``UserError`` for what can be told to be wrong before the run starts."""
