@@ -22,7 +22,7 @@ class LabelsCsvSource(Section):
     split_column: str = "split"
     """Column to take the split from, for tables with several divisions."""
     splits: list[str] | None = None
-    """Keep only the rows of these splits; unset keeps all."""
+    """Keep only the rows of these splits; none: all."""
 
 
 def read_labels_csv(source: LabelsCsvSource) -> Rows:

@@ -22,7 +22,7 @@ class Market1501Source(Section):
     root: Path
     """Folder that holds the three folders; image ids are paths relative to it."""
     splits: list[Literal["train", "query", "gallery"]] | None = None
-    """Keep only these splits, the other folders need not be there; unset keeps all."""
+    """Keep only these splits, the other folders need not be there; none: all."""
 
 
 def read_market1501(source: Market1501Source) -> Rows:

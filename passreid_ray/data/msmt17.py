@@ -25,7 +25,7 @@ class MSMT17Source(Section):
     root: Path
     """Folder that holds the lists beside train and test, or mask_train_v2 and mask_test_v2."""
     splits: list[Literal["train", "val", "query", "gallery"]] | None = None
-    """Keep only these splits, the other lists need not be there; unset keeps all. Papers train on train and val."""
+    """Keep only these splits, the other lists need not be there; none: all. Papers train on train and val."""
 
 
 def read_msmt17(source: MSMT17Source) -> Rows:

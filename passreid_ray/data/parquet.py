@@ -32,7 +32,7 @@ class ParquetSource(Section):
     split_column: str = "split"
     """Column of splits."""
     splits: list[str] | None = None
-    """Keep only the rows of these splits; unset keeps all."""
+    """Keep only the rows of these splits; none: all."""
 
 
 def read_parquet(source: ParquetSource) -> Rows:

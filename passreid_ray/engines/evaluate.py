@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from passreid_ray.config import Section, build
+from passreid_ray.config import Section, UserPath, build
 from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
 from passreid_ray.engines.cluster import WorkersConfig, connect, num_cores
 from passreid_ray.engines.embedding import embed, read_images
@@ -48,9 +48,9 @@ class RetrievalConfig(Section):
 class EvaluateConfig(Section):
     """Everything an evaluation is made of."""
 
-    output: Path = Path("outputs/evaluate")
+    output: UserPath = Path("outputs/evaluate")
     """Folder for metrics.json."""
-    checkpoint: Path | None = None
+    checkpoint: UserPath | None = None
     """A run or checkpoint folder of this project, or any public file; none: random weights."""
     weights: Literal["teacher", "student"] = "teacher"
     """Which network of a checkpoint of this project."""
