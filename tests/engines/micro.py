@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from passreid_ray.config import build
+from passreid_ray.config import build, to_toml
 from passreid_ray.engines.pretrain import PretrainConfig
 
 STEPS_PER_EPOCH = 6
@@ -25,18 +25,8 @@ def micro_config(output: Path, **changes: Any) -> PretrainConfig:
     return build(PretrainConfig, {**SETTINGS, "run": {"output": str(output)}, **changes})
 
 
-def micro_arguments(output: Path) -> list[str]:
-    """The same settings as command-line arguments."""
-    flat = _flatten(SETTINGS | {"run": {"output": str(output)}}, "")
-    return [f"{key}={_toml(value)}" for key, value in flat.items()]
-
-
-def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _toml(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple | list) else str(value)
+def micro_preset(output: Path) -> Path:
+    """The same settings as a preset file below ``output``."""
+    path = output / "micro.toml"
+    path.write_text(to_toml(micro_config(output)), encoding="utf-8")
+    return path

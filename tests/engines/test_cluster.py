@@ -11,6 +11,7 @@ from ray.data import DataContext
 from passreid_ray.engines import cluster as cluster_module
 from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus, num_cores
 from passreid_ray.errors import UserError
+from tests.processes import own_processes
 
 
 def test_a_worker_gets_its_share_of_the_cores() -> None:
@@ -82,14 +83,9 @@ def test_data_and_training_workers_do_not_wait_for_each_other(cluster: None) -> 
 
 def test_a_local_cluster_and_its_dashboard_have_loopback_addresses(cluster: None) -> None:
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == [cluster_module.NODE_ADDRESS]
-    dashboards = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "dashboard.py" in " ".join(process.cmdline())
-    ]
     listening = [
         connection.laddr.ip
-        for process in dashboards
+        for process in own_processes("dashboard.py")
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]

@@ -23,7 +23,8 @@ from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
-from tests.engines.micro import SETTINGS, STEPS_PER_EPOCH, micro_arguments, micro_config
+from tests.engines.micro import SETTINGS, STEPS_PER_EPOCH, micro_config, micro_preset
+from tests.processes import own_processes
 
 ROOT = Path(__file__).parents[2]
 LAST_STEP = SETTINGS["epochs"] * STEPS_PER_EPOCH
@@ -87,8 +88,7 @@ def kill_a_worker_at(step: int, folder: Path) -> threading.Thread:
     def watch() -> None:
         while max(losses(folder), default=0) < step:
             time.sleep(0.05)
-        own = psutil.Process().children(recursive=True)
-        worker = next(process for process in own if "RayTrainWorker" in " ".join(process.cmdline()))
+        (worker, *_) = own_processes("RayTrainWorker")
         os.kill(worker.pid, signal.SIGKILL)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -115,7 +115,7 @@ def test_a_relative_output_is_relative_to_where_the_user_stands(
 
 
 def test_a_killed_process_given_again_continues_and_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/pretrain.py", *micro_arguments(tmp_path)]
+    command = [sys.executable, "jobs/pretrain.py", str(micro_preset(tmp_path))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     folder = tmp_path / "pretrain"
     with subprocess.Popen(
