@@ -3,23 +3,13 @@
 Run from the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.evaluate_ranking``
 """
 
-import time
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
+from benchmarks.measure import cpu_seconds
 from passreid_ray.retrieval import cosine_distance, evaluate_ranking
 from tests.reference.literal_ranking import literal_ranking
 
 QUERIES, GALLERY, PERSONS, CAMERAS, WIDTH = 3368, 15913, 751, 6, 1152
-
-
-def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Process time of one call, and what it returned."""
-    start = time.process_time()
-    result = function()
-    return time.process_time() - start, result
 
 
 def main() -> None:

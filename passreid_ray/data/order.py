@@ -2,10 +2,40 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from passreid_ray.errors import UserError
+
+
+class Order(Protocol):
+    """What a stream asks: which rows make up the batch of a step, and which draw of their random views."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a global batch, over all workers together."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the data that is ordered."""
+        ...
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """(draws, row numbers) of one worker's slice of the global batch at ``step``: two int arrays of one length.
+
+        A row's draw is the number that decides its random views, together with the seed and the image_id. The slices
+        of all workers, in the order of their ranks, are the global batch.
+        """
+        ...
+
+    def substitute(self, draw: int, row: int, attempt: int) -> int:
+        """The row that takes the place of one that cannot be read, after ``attempt`` - 1 others could not either.
+
+        It depends on nothing but the order, so it is the same for every number of workers.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,25 +59,23 @@ class EpochOrder:
         """Whole global batches in an epoch."""
         return self.num_rows // self.batch_size
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[int, np.ndarray]:
-        """(epoch, row numbers) of one worker's slice of the global batch at ``step``."""
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """(draws, row numbers) of one worker's slice of the global batch at ``step``; the draw is the epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         share = self.batch_size // world_size
         start = position * self.batch_size + rank * share
-        return epoch, self._permutation(epoch)[start : start + share]
+        return np.full(share, epoch), permutation(self.num_rows, self.seed, epoch)[start : start + share]
 
-    def substitute(self, epoch: int, row: int, attempt: int) -> int:
+    def substitute(self, draw: int, row: int, attempt: int) -> int:
         """The row that takes the place of one that cannot be read: the ``attempt``-th after it in the epoch's order.
 
         It depends on nothing but the order, so it is the same for every number of workers.
         """
-        order = self._permutation(epoch)
+        order = permutation(self.num_rows, self.seed, draw)
         return int(order[(int(np.flatnonzero(order == row)[0]) + attempt) % self.num_rows])
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return _permutation(self.num_rows, self.seed, epoch)
 
 
 @lru_cache(maxsize=2)
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+def permutation(num: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers 0 to ``num`` - 1 in the order of an epoch. Do not write to it: it is shared."""
+    return np.random.default_rng([seed, epoch]).permutation(num)

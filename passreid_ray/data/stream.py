@@ -17,12 +17,12 @@ import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from passreid_ray.data.decode import BadImage
-from passreid_ray.data.order import EpochOrder
+from passreid_ray.data.order import Order
 from passreid_ray.data.rows import Rows
 from passreid_ray.errors import UserError
 
 MakeViews = Callable[[np.ndarray, int, str], dict[str, np.ndarray]]
-"""(image_HWC_uint8, epoch, image_id) -> named arrays; a pure function."""
+"""(image_HWC_uint8, draw, image_id) -> named arrays; a pure function. What a draw is, ``Order`` says."""
 
 # One execution of Ray Data costs seconds to start, and plans one task per step: this many steps keep both small.
 STEPS_PER_EXECUTION = 4096
@@ -47,7 +47,7 @@ class Stream:
 
     rows: Any
     """``ray.put`` reference to ``Rows``."""
-    order: EpochOrder
+    order: Order
     make_views: MakeViews
     rank: int
     world_size: int
@@ -55,8 +55,8 @@ class Stream:
     def batches(self, start_step: int, end_step: int, *, num_cpus: float) -> Iterator[dict[str, np.ndarray]]:
         """Batches for steps ``start_step`` to ``end_step`` - 1, in order; at most ``num_cpus`` CPUs make them.
 
-        A batch has the arrays of ``make_views`` and ``bad``: for each row whose image could not be used, and was
-        replaced by the next one of the epoch, a JSON list of [image_id, reason]; "" for the others.
+        A batch has the arrays of ``make_views``; ``row``, the number of each row; and ``bad``: for each row whose image
+        could not be used, and was replaced as the order says, a JSON list of [image_id, reason]; "" for the others.
         """
         for first in range(start_step, end_step, STEPS_PER_EXECUTION):
             last = min(first + STEPS_PER_EXECUTION, end_step)
@@ -74,11 +74,12 @@ class Stream:
 
 
 def read_batch(
-    rows: Rows, order: EpochOrder, step: int, make_views: MakeViews, rank: int = 0, world_size: int = 1
+    rows: Rows, order: Order, step: int, make_views: MakeViews, rank: int = 0, world_size: int = 1
 ) -> dict[str, np.ndarray]:
     """One worker's batch at ``step``, made in this process: what a stream yields for that step."""
-    epoch, numbers = order.batch(step, rank, world_size)
-    made = [_read_row(rows, order, epoch, int(number), make_views) for number in numbers]
+    draws, numbers = order.batch(step, rank, world_size)
+    drawn = zip(draws.tolist(), numbers.tolist(), strict=True)
+    made = [_read_row(rows, order, draw, number, make_views) for draw, number in drawn]
     return {name: np.stack([one[name] for one in made]) for name in made[0]}
 
 
@@ -94,16 +95,20 @@ def _rows(reference: Any) -> Rows:
     return cast(Rows, ray.get(reference))
 
 
-def _read_row(rows: Rows, order: EpochOrder, epoch: int, number: int, make_views: MakeViews) -> dict[str, np.ndarray]:
+def _read_row(rows: Rows, order: Order, draw: int, number: int, make_views: MakeViews) -> dict[str, np.ndarray]:
     bad: list[tuple[str, str]] = []
     for attempt in range(min(MAX_SUBSTITUTES, order.num_rows)):
-        candidate = order.substitute(epoch, number, attempt) if attempt else number
+        candidate = order.substitute(draw, number, attempt) if attempt else number
         image_id = str(rows.image_ids[candidate])
         try:
             image = rows.image(candidate)
         except BadImage as error:
             bad.append((image_id, error.reason))
             continue
-        return {**make_views(image, epoch, image_id), "bad": np.array(json.dumps(bad) if bad else "", dtype=object)}
+        return {
+            **make_views(image, draw, image_id),
+            "row": np.array(candidate),
+            "bad": np.array(json.dumps(bad) if bad else "", dtype=object),
+        }
     image_id, reason = bad[0]
     raise UserError(f"data: {len(bad)} images in a row cannot be used, the first: {image_id}: {reason}")

@@ -85,6 +85,8 @@ class Monitor:
             "metrics": self._on_metrics,
             "evaluation": self._on_evaluation,
             "say": lambda text, **_: self._progress.say(text),
+            "phase": lambda phase, done, total, **_: self._progress.phase(phase, done, total),
+            "round": self._on_round,
             "bad": self._on_bad,
             "collapse": self._on_collapse,
         }
@@ -109,6 +111,10 @@ class Monitor:
         self._progress.say(
             f"step {step}: mAP {metrics['evaluation/mAP']:.2%}  rank-1 {metrics['evaluation/rank1']:.2%}"
         )
+
+    def _on_round(self, step: int, text: str, metrics: dict[str, float], **_: Any) -> None:
+        self._log.write(step, metrics)
+        self._progress.say(text)
 
     def _on_collapse(self, step: int, text: str, **_: Any) -> None:
         if not self._collapsed:

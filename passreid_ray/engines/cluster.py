@@ -61,8 +61,10 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def connect(workers: WorkersConfig) -> None:
+def connect(workers: WorkersConfig, object_store_bytes: int = 0) -> None:
     """Join the Ray cluster of ``RAY_ADDRESS`` (set by ``ray job submit``), or start a local one; idempotent.
+
+    ``object_store_bytes``: shared memory that the job will need at least; a local cluster sets that much aside.
 
     Raises ``UserError`` when nothing answers at that address, or the local one does not start.
 
@@ -78,7 +80,7 @@ def connect(workers: WorkersConfig) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "local")
         if address in ("", "local"):
-            _start_local(workers)
+            _start_local(workers, object_store_bytes)
         else:
             _join(address)
     context = DataContext.get_current()
@@ -110,7 +112,7 @@ def _join(address: str) -> None:
         raise UserError(f"RAY_ADDRESS: cannot join {address}: {str(error).splitlines()[0]}; {advice}") from None
 
 
-def _start_local(workers: WorkersConfig) -> None:
+def _start_local(workers: WorkersConfig, object_store_bytes: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # OpenMP threads that wait by spinning take the core that the data tasks need: on two busy cores steps of a small
     # ViT took seven times as long with two spinning threads as with two sleeping ones.
@@ -121,7 +123,7 @@ def _start_local(workers: WorkersConfig) -> None:
         ray.init(
             "local",  # else a cluster that was started on this machine by hand would be joined
             num_cpus=num_cores() + workers.num_workers,
-            object_store_memory=int(min(max(low, OBJECT_STORE_SHARE * free), high)),
+            object_store_memory=int(max(object_store_bytes, min(max(low, OBJECT_STORE_SHARE * free), high))),
             include_dashboard=True,  # Ray Train cleans up through its API
             dashboard_host=DASHBOARD_HOST,
             _node_ip_address=NODE_ADDRESS,

@@ -1,26 +1,58 @@
-"""Features of rows inside a process that already has a model: evaluation during training."""
+"""Features of rows inside a process that already has a model: an actor's, or a training worker's."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passreid_ray import distributed
 from passreid_ray.data.decode import BadImage
 from passreid_ray.data.rows import Rows
-from passreid_ray.models.fusion import Fusion, fuse_tokens
+from passreid_ray.models.fusion import Fusion, fuse_tokens, fused_width
 from passreid_ray.models.part_vit import PartViT
 from passreid_ray.views import PixelStatistics, evaluation_view
 
 
+class Embedder(Protocol):
+    """A module that makes features ``(B, feature_width)`` of normalised images."""
+
+    training: bool
+
+    @property
+    def feature_width(self) -> int:
+        """D."""
+        ...
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+class FusedViT(nn.Module):
+    """A backbone and how its tokens become L2-normalised features."""
+
+    def __init__(self, backbone: PartViT, fusion: Fusion) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fusion: Fusion = fusion
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features."""
+        return fused_width(self.backbone.width, self.backbone.num_parts, self.fusion)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return fuse_tokens(self.backbone(images_BCHW), self.fusion)
+
+
 @torch.inference_mode()
-def embed(model: PartViT, images_BCHW: Tensor, fusion: Fusion) -> Tensor:
-    """L2-normalised features ``(B, D)`` or ``(B, 2D)`` of normalised images, in eval mode."""
+def embed(model: Embedder, images_BCHW: Tensor) -> Tensor:
+    """Features ``(B, D)`` of normalised images, in eval mode."""
     was_training = model.training
-    model.eval()
-    features_BD = fuse_tokens(model(images_BCHW), fusion)
+    model.train(False)
+    features_BD = model(images_BCHW)
     model.train(was_training)
     return features_BD
 
@@ -46,12 +78,11 @@ def read_images(
 
 
 def embed_rows(
-    model: PartViT,
+    model: Embedder,
     rows: Rows,
     *,
     size_px: tuple[int, int],
     pixels: PixelStatistics,
-    fusion: Fusion,
     batch_size: int,
     device: torch.device,
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -59,13 +90,28 @@ def embed_rows(
     world_size, rank = distributed.world_size(), distributed.rank()
     share = -(-len(rows) // world_size)
     numbers = np.arange(rank * share, min((rank + 1) * share, len(rows)))
-    bad: list[tuple[str, str]] = []
-    features = []
-    for first in range(0, len(numbers), batch_size):
-        images_BCHW, unusable = read_images(rows, numbers[first : first + batch_size], size_px, pixels)
-        features.append(embed(model, images_BCHW.to(device), fusion))
-        bad += unusable
-    width = model.width * (2 if fusion == "cat" and model.num_parts else 1)
-    own_ND = torch.cat(features) if features else torch.zeros(0, width, device=device)
+    own_ND, bad = embed_numbers(
+        model, rows, numbers, size_px=size_px, pixels=pixels, batch_size=batch_size, device=device
+    )
     padded_ND = F.pad(own_ND, (0, 0, 0, share - len(own_ND)))
     return distributed.all_gather(padded_ND)[: len(rows)].cpu().numpy(), bad
+
+
+def embed_numbers(
+    model: Embedder,
+    rows: Rows,
+    numbers: np.ndarray,
+    *,
+    size_px: tuple[int, int],
+    pixels: PixelStatistics,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[Tensor, list[tuple[str, str]]]:
+    """Features of some rows, by this process alone, on ``device``; and (image_id, reason) of bad images."""
+    bad: list[tuple[str, str]] = []
+    features = [torch.zeros(0, model.feature_width, device=device)]
+    for first in range(0, len(numbers), batch_size):
+        images_BCHW, unusable = read_images(rows, numbers[first : first + batch_size], size_px, pixels)
+        features.append(embed(model, images_BCHW.to(device)))
+        bad += unusable
+    return torch.cat(features), bad

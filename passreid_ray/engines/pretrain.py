@@ -14,7 +14,6 @@ import ray
 import torch
 from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
 from passreid_ray.config import Section
 from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
@@ -22,11 +21,12 @@ from passreid_ray.data.order import EpochOrder
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus
-from passreid_ray.engines.embedding import embed_rows, read_images
-from passreid_ray.engines.evaluate import RetrievalConfig, as_metrics, labelled_rows, score
+from passreid_ray.engines.embedding import FusedViT, embed_rows, read_images
+from passreid_ray.engines.evaluate import LabelledData, as_metrics, score
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_patches, check_readable
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
+from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.warm_start import WarmStartConfig, warm_start
 from passreid_ray.errors import UserError
 from passreid_ray.losses import collapse
@@ -40,8 +40,8 @@ from passreid_ray.train.pass_rates import PassRates, PassSchedule
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.precision import Precision
-from passreid_ray.train.run_log import RunLog, read_jsonl
-from passreid_ray.train.state_files import load_state, save_state
+from passreid_ray.train.run_log import RunLog
+from passreid_ray.train.state_files import load_state, save_state, tensors_below
 from passreid_ray.train.worker import WorkerContext
 from passreid_ray.views import PartViews, PixelStatistics, ViewsConfig, normalize, view_rng
 from passreid_ray.viz.attention import attention_picture
@@ -49,18 +49,11 @@ from passreid_ray.viz.attention import attention_picture
 NUM_PICTURED = 8
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(LabelledData):
     """Retrieval on a labelled data set during training, with the teacher."""
 
-    data: Source | None = None
-    """Labelled rows with a query and a gallery split; none: no evaluation."""
     every_epochs: int = Field(default=10, ge=1)
     """Epochs between evaluations; the start and the end are always evaluated."""
-    retrieval: RetrievalConfig = RetrievalConfig()
-
-    def rows(self) -> Rows | None:
-        """The labelled rows, if any."""
-        return None if self.data is None else labelled_rows(self.data, self.retrieval)
 
 
 class PretrainConfig(Section):
@@ -124,8 +117,8 @@ class MakeViews:
     config: ViewsConfig
     seed: int
 
-    def __call__(self, image_HWC: np.ndarray, epoch: int, image_id: str) -> dict[str, np.ndarray]:
-        return PartViews(self.config).pixels(image_HWC, view_rng(self.seed, epoch, image_id))
+    def __call__(self, image_HWC: np.ndarray, draw: int, image_id: str) -> dict[str, np.ndarray]:
+        return PartViews(self.config).pixels(image_HWC, view_rng(self.seed, draw, image_id))
 
 
 def run(config: PretrainConfig, console: Console | None = None) -> Path:
@@ -161,6 +154,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         fit(train_worker, loop_config, config.run, config.workers, board)
     write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
+    console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {config.run.folder}")
     return config.run.folder
 
 
@@ -193,7 +187,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     while state.step < schedule.steps:
         with meter.waiting():
             batch = next(batches)
-        worker.post_bad(batch.pop("bad"))
+        worker.post_bad(batch["bad"])
         rates = schedule.at(state.step)
         is_last = state.step + 1 == schedule.steps
         is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
@@ -244,8 +238,8 @@ def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext
 
 def to_views(batch: dict[str, np.ndarray], config: ViewsConfig, device: torch.device) -> Views:
     """Streamed uint8 views as normalised tensors on ``device``."""
-    pixels = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in batch.items()}
-    return Views(normalize(pixels["global_views"], config), normalize(pixels["local_views"], config))
+    views = (torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in ("global_views", "local_views"))
+    return Views(*(normalize(pixels, config) for pixels in views))
 
 
 def log_step(
@@ -274,11 +268,10 @@ def evaluate_teacher(state: PassState, config: PretrainConfig, rows: Rows | None
     if rows is None:
         return
     features_ND, bad = embed_rows(
-        state.teacher.backbone,
+        FusedViT(state.teacher.backbone, config.evaluation.retrieval.fusion),
         rows,
         size_px=config.views.global_size_px,
         pixels=config.views,
-        fusion=config.evaluation.retrieval.fusion,
         batch_size=config.evaluation.retrieval.batch_size,
         device=worker.device,
     )
@@ -321,21 +314,4 @@ def write_pictures(config: PretrainConfig, rows: Rows) -> None:
 def load_teacher(model: PartViT, folder: Path) -> None:
     """Copy the teacher's backbone in the checkpoint ``folder`` into ``model``."""
     tensors, _ = load_state(folder)
-    prefix = "teacher.backbone."
-    load_backbone(model, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-
-
-def print_summary(folder: Path, console: Console) -> None:
-    """The table a run ends with: loss and accuracy, first and last."""
-    records = read_jsonl(folder / "metrics.jsonl")
-    table = Table("", "first", "last")
-    for title, key, form in (
-        ("loss", "loss", "{:.4f}"),
-        ("mAP", "evaluation/mAP", "{:.2%}"),
-        ("rank-1", "evaluation/rank1", "{:.2%}"),
-    ):
-        values = [record[key] for record in records if key in record]
-        if values:
-            table.add_row(title, form.format(values[0]), form.format(values[-1]))
-    console.print(table)
-    console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {folder}")
+    load_backbone(model, tensors_below(tensors, "teacher.backbone."))

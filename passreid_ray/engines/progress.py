@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 30.0
+SHORT_SECONDS = 1.0
+"""Phases that take less are not worth a line."""
 LINE_SHARE = 0.1
 """A line is due after this many seconds or this share of the run, whatever comes first."""
 
@@ -21,6 +23,10 @@ class RunProgress(Protocol):
 
     def update(self, step: int, state: str) -> None:
         """``step`` steps are done; ``state`` says how it goes."""
+        ...
+
+    def phase(self, phase: str, done: int, total: int) -> None:
+        """Between steps: so many of a phase's images are done."""
         ...
 
     def say(self, text: str, style: str | None = None) -> None:
@@ -50,13 +56,18 @@ class LiveBar:
             console=console,
         )
         self._task = self._progress.add_task("starting", total=None, state="")
+        self._end_step = 0
         self._progress.start()
 
     def start(self, step: int, end_step: int) -> None:
+        self._end_step = end_step
         self._progress.update(self._task, description="training", completed=step, total=end_step)
 
     def update(self, step: int, state: str) -> None:
-        self._progress.update(self._task, completed=step, state=state)
+        self._progress.update(self._task, description="training", completed=step, total=self._end_step, state=state)
+
+    def phase(self, phase: str, done: int, total: int) -> None:
+        self._progress.update(self._task, description=phase, completed=done, total=total, state="")
 
     def say(self, text: str, style: str | None = None) -> None:
         self._progress.console.print(text, style=style, highlight=False, markup=False)
@@ -73,6 +84,7 @@ class PlainLines:
         self._end_step = 0
         self._first = self._last = (0, 0.0)
         """Step and time at which steps began, and of the last line."""
+        self._phases = PhaseLines(console)
 
     def start(self, step: int, end_step: int) -> None:
         self._end_step = end_step
@@ -89,8 +101,61 @@ class PlainLines:
         left = timedelta(seconds=round((now - first_seconds) / max(1, step - first_step) * (self._end_step - step)))
         self.say(f"step {step} of {self._end_step}  {state}  {left} left")
 
+    def phase(self, phase: str, done: int, total: int) -> None:
+        self._phases(phase, done, total)
+
     def say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, highlight=False, markup=False)
 
     def close(self) -> None:
         pass
+
+
+class PhaseLines:
+    """Phases of a job that are counted in rows: a bar while one lasts, and in a log a line when it ends.
+
+    Call it with a phase's name, the rows done and all its rows.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._phase = ""
+        self._start = self._last = 0.0
+
+    def __enter__(self) -> "PhaseLines":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._start, self._last = phase, now, now
+            self._progress.reset(self._task, description=phase, total=total)
+        self._progress.update(self._task, completed=done)
+        if done == total:
+            seconds = now - self._start
+            if seconds >= SHORT_SECONDS:
+                rate = f", {total / seconds:,.0f}/s" if phase == "features" else ""
+                self._console.print(
+                    f"{phase}: {total:,} images in {seconds:.1f} s{rate}", highlight=False, markup=False
+                )
+            self._phase = ""
+        elif now - self._last >= LINE_SECONDS and not self._console.is_terminal:
+            self._last = now
+            self._say(f"{phase}: {done:,} of {total:,} images")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)

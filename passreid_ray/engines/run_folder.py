@@ -67,7 +67,7 @@ def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], finger
     Raises ``UserError`` when the folder or the storage cannot be written, or when a run of that name has a checkpoint
     made from other data or with other settings under one of the dotted keys ``must_agree``.
     """
-    _check_writable(run.folder, "run.output")
+    check_writable(run.folder, "run.output")
     _check_storage(run)
     names = run.checkpoints.names()
     if names:
@@ -92,7 +92,8 @@ def check_same_data(meta: dict[str, Any], fingerprint: str, where: str) -> None:
         )
 
 
-def _check_writable(folder: Path, key: str) -> None:
+def check_writable(folder: Path, key: str) -> None:
+    """Create ``folder``; raises ``UserError`` naming the setting ``key`` when it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -108,7 +109,7 @@ def _check_storage(run: RunConfig) -> None:
     if run.storage is None:
         return
     if not run.checkpoints.is_remote:
-        _check_writable(Path(run.checkpoints.address), "run.storage")
+        check_writable(Path(run.checkpoints.address), "run.storage")
         return
     try:
         filesystem, path = run.checkpoints.location()

@@ -15,7 +15,7 @@ from passreid_ray.models import (
     read_state,
 )
 from passreid_ray.models.pass_model import PassModel
-from passreid_ray.train.state_files import find_checkpoint, load_state
+from passreid_ray.train.state_files import find_checkpoint, load_state, tensors_below
 
 
 class WarmStartConfig(Section):
@@ -72,7 +72,7 @@ def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
     """(backbone, heads) of the teacher in a checkpoint of this project or a public file; heads may be empty."""
     if path.is_dir():
         tensors, _ = load_state(find_checkpoint(path))
-        return _below(tensors, "teacher.backbone."), _below(tensors, "teacher.head.")
+        return tensors_below(tensors, "teacher.backbone."), tensors_below(tensors, "teacher.head.")
     content = read_state(path)
     if {"student", "teacher", "dino_loss"} <= content.keys():
         pieces = read_pretrain_checkpoint(content)
@@ -96,7 +96,3 @@ def _warmup(config: WarmStartConfig, *, has_heads: bool) -> float:
     if config.head_warmup_epochs is not None:
         return config.head_warmup_epochs
     return 0.0 if has_heads else 1.0
-
-
-def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Settings of the model and the prototype heads, and how they become modules."""
+"""Settings of the model, the prototype heads and the necks, and how they become modules."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ from passreid_ray.config import Section
 from passreid_ray.models.part_vit import PartViT, Stem
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.models.prototype_head import PrototypeHead
+from passreid_ray.models.reid_model import Neck, NeckFusion, ReidModel
 
 TIMM_WEIGHT_INIT = {"official": "", "xavier": "jax"}
 
@@ -79,6 +80,19 @@ class HeadConfig(Section):
             norm_last_layer=self.norm_last_layer,
             batch_norm=self.batch_norm,
         )
+
+
+class NeckConfig(Section):
+    """How the tokens of an image become the feature that is tuned."""
+
+    fusion: NeckFusion = "cat"
+    """CLS and the mean of the part tokens side by side, width 2D (cat), or the mean of these two, width D (mean)."""
+    neck: Neck = "single"
+    """One batch norm after the tokens are fused (single), or one per token before (multi)."""
+
+    def build(self, backbone: PartViT) -> ReidModel:
+        """``backbone`` with fresh necks."""
+        return ReidModel(backbone, fusion=self.fusion, neck=self.neck)
 
 
 def build_pass_model(

@@ -70,9 +70,41 @@ def load_backbone(model: PartViT, source: str | Path | Mapping[str, Any]) -> Loa
     Raises:
         UserError: the backbone would stay incomplete, a shape or the number of parts differs, or the file is refused.
     """
+    state, report = fitted_backbone(model, read_tensors(source))
+    model.load_state_dict(state)
+    return report
+
+
+@dataclass(frozen=True)
+class CheckpointTensors:
+    """The tensors of a checkpoint under their names in the model, heads and necks included."""
+
+    where: str
+    """How messages name the checkpoint."""
+    tensors: dict[str, Tensor]
+    """Without wrappers and the prefixes ``module.``, ``backbone.``, ``base.``."""
+    notes: list[str]
+    """Which wrappers were taken off."""
+
+
+def read_tensors(source: str | Path | Mapping[str, Any]) -> CheckpointTensors:
+    """Content of a checkpoint in any of the formats above.
+
+    Raises:
+        UserError: the file is refused.
+    """
     where = "checkpoint" if isinstance(source, Mapping) else str(source)
     content, notes = unwrapped(source if isinstance(source, Mapping) else read_state(source))
-    tensors = dict(_stripped(content))
+    return CheckpointTensors(where, dict(_stripped(content)), notes)
+
+
+def fitted_backbone(model: PartViT, checkpoint: CheckpointTensors) -> tuple[dict[str, Tensor], LoadReport]:
+    """The state dict that ``load_backbone`` gives to ``model``, and its report; the model is not changed.
+
+    Raises:
+        UserError: as ``load_backbone``.
+    """
+    where, tensors, notes = checkpoint.where, checkpoint.tensors, list(checkpoint.notes)
     skipped = [key for key in tensors if _OTHER_MODULES.match(key)]
     given = {key: value for key, value in tensors.items() if key not in skipped}
 
@@ -96,10 +128,10 @@ def load_backbone(model: PartViT, source: str | Path | Mapping[str, Any]) -> Loa
                 f"{where}: {key} is {tuple(given[key].shape)} there and {tuple(wanted[key].shape)} in the model; "
                 f"build the model with the checkpoint's {hint}"
             )
-    model.load_state_dict({key: given.get(key, value) for key, value in wanted.items()})
     missing += counters
     loaded = [key for key in wanted if key in given and key not in missing]
-    return LoadReport(loaded, missing, unexpected, resized, skipped, notes)
+    state = wanted | {key: given[key] for key in wanted if key in given}
+    return state, LoadReport(loaded, missing, unexpected, resized, skipped, notes)
 
 
 def unwrapped(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from passreid_ray.data.storage import is_remote, locate
 from passreid_ray.train.state_files import (
     FOLDER_PREFIX,
     META_FILE,
@@ -32,14 +33,11 @@ class CheckpointStore:
     @property
     def is_remote(self) -> bool:
         """Whether ``address`` is not a folder."""
-        return "://" in self.address
+        return is_remote(self.address)
 
     def location(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """File system and path of a checkpoint, or of the run."""
-        if self.is_remote:
-            filesystem, root = pafs.FileSystem.from_uri(self.address)
-        else:
-            filesystem, root = pafs.LocalFileSystem(), str(Path(self.address).resolve())
+        filesystem, root = locate(self.address)
         return filesystem, f"{root}/{name}".rstrip("/")
 
     def names(self) -> list[str]:

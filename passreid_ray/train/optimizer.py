@@ -6,9 +6,12 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from passreid_ray.config import Section
+
+STATE_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What AdamW and SGD keep for a parameter."""
 
 ClipMode = Literal["per_parameter", "global"]
 
@@ -72,23 +75,22 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: Cl
             nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
 
 
-def optimizer_tensors(optimizer: AdamW, model: nn.Module) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state as ``<state>.<parameter name>`` tensors, for ``load_optimizer``."""
     return {
         f"{key}.{name}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None  # SGD without momentum keeps none
     }
 
 
-def load_optimizer(optimizer: AdamW, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what ``optimizer_tensors`` gave; parameters that had no state yet have none again."""
+    fused = optimizer.defaults.get("fused")
     for name, parameter in model.named_parameters():
-        state = {
-            key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors
-        }
+        state = {key: tensors[f"{key}.{name}"] for key in STATE_KEYS if f"{key}.{name}" in tensors}
         if state:
-            fused = optimizer.defaults["fused"]
             optimizer.state[parameter] = {
                 key: value.clone() if key == "step" and not fused else value.to(parameter.device, copy=True)
                 for key, value in state.items()

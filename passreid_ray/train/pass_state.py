@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import AdamW
 
-from passreid_ray.errors import UserError
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from passreid_ray.train.state_files import require_same_tensors, tensors_below
 
 
 @dataclass
@@ -54,13 +54,11 @@ class PassState:
     def load(self, tensors: dict[str, Tensor], meta: dict[str, Any], source: str) -> None:
         """Put back what ``tensors`` and ``meta`` gave; raises ``UserError`` when they are another model's."""
         for name, model in (("student", self.student), ("teacher", self.teacher)):
-            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            _require_same(model, own, f"{source}: {name}")
+            own = tensors_below(tensors, f"{name}.")
+            require_same_tensors(model.state_dict(), own, f"{source}: {name}")
             model.load_state_dict(own)
         self.centers_TK.copy_(tensors["centers"])
-        prefix = "optimizer."
-        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        load_optimizer(self.optimizer, self.student, moments)
+        load_optimizer(self.optimizer, self.student, tensors_below(tensors, "optimizer."))
         self.scaler.load_state_dict(meta["scaler"])
         self.step = meta["step"]
         self.refused_in_a_row, self.refused_steps = meta["refused_in_a_row"], meta["refused_steps"]
@@ -78,16 +76,3 @@ def new_state(
     centers_TK = torch.zeros(1 + student.backbone.num_parts, num_prototypes, device=device, dtype=dtype)
     scaler = GradScaler(device.type, enabled=fp16)
     return PassState(student, teacher, student, centers_TK, build_optimizer(student), scaler)
-
-
-def _require_same(model: nn.Module, found: dict[str, Tensor], where: str) -> None:
-    expected = model.state_dict()
-    for name in sorted(expected.keys() ^ found.keys()):
-        has = "has no" if name in expected else "has an unexpected"
-        raise UserError(f"{where} {has} tensor {name!r}: the checkpoint is of another model; use another run name")
-    for name, value in expected.items():
-        if value.shape != found[name].shape:
-            raise UserError(
-                f"{where}: {name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}: "
-                "the checkpoint is of another model; use another run name"
-            )

@@ -22,6 +22,7 @@ from passreid_ray.losses import (
     sinkhorn_targets,
     updated_centers,
 )
+from passreid_ray.train.drop_path import drop_path_noise
 from passreid_ray.train.ema import Centering, update_teacher
 from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norm, set_rates
 from passreid_ray.train.pass_rates import PassRates
@@ -85,7 +86,8 @@ def train_step(
             targets = centered_targets(teacher, state.centers_TK, rates.teacher_temp)
         case "sinkhorn":
             targets = sinkhorn_targets(teacher, rates.teacher_temp)
-    noise_L2MB = drop_path_noise(state, settings.seed, views)
+    backbone = state.student.backbone
+    noise_L2MB = drop_path_noise(backbone, settings.seed, state.step, len(views), state.device, views.per_image)
     loss_1T, student = _accumulate_gradients(state, micro_batches, targets, noise_L2MB, settings)
 
     state.scaler.unscale_(state.optimizer)
@@ -108,19 +110,6 @@ def train_step(
     state.refused_in_a_row = 0 if is_finite else state.refused_in_a_row + 1
     state.refused_steps += not is_finite
     return metrics
-
-
-def drop_path_noise(state: PassState, seed: int, views: Views) -> Tensor | None:
-    """Stochastic depth's noise for this worker's images, ``(depth, 2, M, B)``; None when the student has none.
-
-    Drawn for the global batch from the seed and the step alone, so an image meets the same noise on any worker.
-    """
-    if state.student.backbone.drop_path_rates[-1] == 0:
-        return None
-    batch, rank = len(views), distributed.rank()
-    generator = torch.Generator().manual_seed((seed << 32) + state.step)
-    shape = (state.student.backbone.depth, 2, views.per_image, batch * distributed.world_size())
-    return torch.rand(shape, generator=generator)[..., rank * batch : (rank + 1) * batch].to(state.device)
 
 
 @torch.no_grad()

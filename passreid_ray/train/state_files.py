@@ -98,6 +98,24 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
+def tensors_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``UserError`` unless both have the same names and shapes; ``where`` names what was read."""
+    for name in sorted(expected.keys() ^ found.keys()):
+        has = "has no" if name in expected else "has an unexpected"
+        raise UserError(f"{where} {has} tensor {name!r}: the checkpoint is of another model; use another run name")
+    for name, value in expected.items():
+        if value.shape != found[name].shape:
+            raise UserError(
+                f"{where}: {name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}: "
+                "the checkpoint is of another model; use another run name"
+            )
+
+
 def _advice(folder: Path | str) -> str:
     return f"delete {folder} to go on from the checkpoint before it"
 

@@ -29,12 +29,13 @@ def _area_range(values: tuple[float, float]) -> tuple[float, float]:
 
 def _aspect_range(values: tuple[float, float]) -> tuple[float, float]:
     if not 0 < values[0] <= values[1]:
-        raise ValueError("expected [low, high] with 0 < low <= high, width / height")
+        raise ValueError("expected [low, high] with 0 < low <= high, the ratio of two sides")
     return values
 
 
 AreaRange = Annotated[tuple[float, float], AfterValidator(_area_range)]
 AspectRange = Annotated[tuple[float, float], AfterValidator(_aspect_range)]
+PositiveTriple = Annotated[Triple, AfterValidator(_positive)]
 
 
 class PixelStatistics(Section):
@@ -42,7 +43,7 @@ class PixelStatistics(Section):
 
     mean: Triple = (0.485, 0.456, 0.406)
     """Mean of R, G, B on the scale 0..1; the default is ImageNet's."""
-    std: Annotated[Triple, AfterValidator(_positive)] = (0.229, 0.224, 0.225)
+    std: PositiveTriple = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B on the scale 0..1; the default is ImageNet's."""
 
 

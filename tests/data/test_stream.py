@@ -18,9 +18,9 @@ ORDER = EpochOrder(num_rows=14, batch_size=6, seed=3)
 BAD = {"02.png": "empty", "05.png": "empty", "09.png": "empty"}
 
 
-def mark(image_HWC: np.ndarray, epoch: int, image_id: str) -> Batch:
-    """What was asked for, as numbers: which image, in which epoch."""
-    return {"red": image_HWC[0, 0, :1], "epoch": np.array(epoch), "name": np.array(int(image_id[:2]))}
+def mark(image_HWC: np.ndarray, draw: int, image_id: str) -> Batch:
+    """What was asked for, as numbers: which image, which draw of its views."""
+    return {"red": image_HWC[0, 0, :1], "draw": np.array(draw), "name": np.array(int(image_id[:2]))}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def alone(cluster: None, rows: Rows) -> list[Batch]:
 
 def test_a_stream_yields_the_images_of_the_order_and_says_which_were_bad(rows: Rows, alone: list[Batch]) -> None:
     for step, batch in enumerate(alone):
-        epoch, numbers = ORDER.batch(step)
-        assert batch["epoch"].tolist() == [epoch] * 6
+        draws, numbers = ORDER.batch(step)
+        assert np.array_equal(batch["draw"], draws)
         assert np.array_equal(batch["red"][:, 0], batch["name"])
         for number, name, bad in zip(numbers, batch["name"], batch["bad"], strict=True):
             failed = [image_id for image_id, _ in json.loads(bad or "[]")]

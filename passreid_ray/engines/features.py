@@ -1,0 +1,205 @@
+"""Features of any data by any checkpoint: a pool of Ray actors, and files that a stopped job goes on from.
+
+Reads from top to bottom in the order it runs: settings, the model, the actor, ``extract``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import ray
+import torch
+from pydantic import Field
+
+from passreid_ray.config import Section, UserPath, build
+from passreid_ray.data import Rows
+from passreid_ray.data.feature_files import FeatureFiles
+from passreid_ray.engines.cluster import num_cores
+from passreid_ray.engines.embedding import FusedViT, embed, read_images
+from passreid_ray.errors import UserError
+from passreid_ray.models import ReidModel, load_backbone, load_reid_model
+from passreid_ray.models.config import ModelConfig, NeckConfig
+from passreid_ray.models.fusion import Fusion
+from passreid_ray.train.state_files import find_checkpoint, load_state, tensors_below
+from passreid_ray.views import PixelStatistics
+
+BackboneOf = Literal["teacher", "student"]
+Progress = Callable[[str, int, int], None]
+"""Called with a phase's name, the rows done and all its rows."""
+
+
+class FeatureConfig(Section):
+    """Which weights make features, and on what."""
+
+    checkpoint: UserPath | None = None
+    """A run or checkpoint folder of this project, or any public file; none: random weights."""
+    weights: BackboneOf = "teacher"
+    """Which network of a pre-training checkpoint of this project."""
+    seed: int = Field(default=0, ge=0)
+    """Decides random weights."""
+    model: ModelConfig = ModelConfig()
+    """Model of a public checkpoint or of random weights; a checkpoint of this project brings its own."""
+    image_size_px: tuple[int, int] | None = None
+    """Height and width that images are resized to; none: the checkpoint's, or 256 x 128."""
+    num_parts: int = Field(default=3, ge=0)
+    """Part tokens of a public checkpoint or of random weights."""
+    pixels: PixelStatistics | None = None
+    """Pixel mean and standard deviation; none: the checkpoint's, or ImageNet's."""
+    num_actors: int | None = Field(default=None, ge=1)
+    """Processes that compute features; none: one per GPU, or one per core."""
+    gpus_per_actor: float = Field(default=1.0, gt=0)
+    """Share of a GPU that an actor takes where the cluster has one; 0.5 puts two on one."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that makes features, and what images must be made into for it."""
+
+    model: FusedViT | ReidModel
+    size_px: tuple[int, int]
+    pixels: PixelStatistics
+    notes: str
+    """What was loaded, for the reader."""
+
+
+def load_model(config: FeatureConfig, fusion: Fusion) -> Loaded:
+    """``config``'s checkpoint, or random weights. A tuned checkpoint fuses its tokens in its own way."""
+    size_px = config.image_size_px or (256, 128)
+    pixels = config.pixels or PixelStatistics()
+    if config.checkpoint is None:
+        torch.manual_seed(config.seed)
+        backbone = config.model.build(size_px, config.num_parts)
+        return Loaded(FusedViT(backbone, fusion), size_px, pixels, "random weights")
+    if not config.checkpoint.exists():
+        raise UserError(f"checkpoint: {config.checkpoint} does not exist")
+    if config.checkpoint.is_dir():
+        return _load_own(config, fusion, config.checkpoint)
+    backbone = config.model.build(size_px, config.num_parts)
+    notes = f"{config.checkpoint}: {load_backbone(backbone, config.checkpoint)}"
+    return Loaded(FusedViT(backbone, fusion), size_px, pixels, notes)
+
+
+def _load_own(config: FeatureConfig, fusion: Fusion, path: Any) -> Loaded:
+    folder = find_checkpoint(path)
+    tensors, meta = load_state(folder)
+    settings = meta["config"]
+    views = settings["views"]
+    is_tuned = "neck" in settings
+    size_px = config.image_size_px or tuple(views["image_size_px" if is_tuned else "global_size_px"])
+    pixels = config.pixels or PixelStatistics(mean=views["mean"], std=views["std"])
+    num_parts = settings["num_parts"] if is_tuned else views["num_parts"]
+    backbone = build(ModelConfig, settings["model"]).build(size_px, num_parts)
+    prefix = "model." if is_tuned else f"{config.weights}.backbone."
+    state = tensors_below(tensors, prefix)
+    if is_tuned:
+        model = build(NeckConfig, settings["neck"]).build(backbone)
+        notes = f"{folder}, step {meta['step']}: {load_reid_model(model, state)}"
+    else:
+        model = FusedViT(backbone, fusion)
+        notes = f"{config.weights} of {folder}, step {meta['step']}: {load_backbone(backbone, state)}"
+    return Loaded(model, size_px, pixels, notes)
+
+
+class FeatureActor:
+    """A Ray Data actor: built once with the model, called per batch of images."""
+
+    def __init__(self, model: Any, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = cast(FusedViT | ReidModel, ray.get(model)).to(self._device).eval()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images_BCHW = torch.from_numpy(batch.pop("image").copy()).to(self._device)
+        return {**batch, "feature": embed(self._model, images_BCHW).cpu().numpy()}
+
+
+def extract(
+    config: FeatureConfig,
+    rows: Rows,
+    loaded: Loaded,
+    batch_size: int,
+    progress: Progress,
+    files: FeatureFiles | None = None,
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Features ``(N, D)`` of ``rows`` in their order, NaN for images that could not be used, and those images.
+
+    With ``files`` every finished shard is written, and those that are there are not computed again.
+    """
+    shards = [slice(0, len(rows))] if files is None else files.missing()
+    numbers = np.concatenate([np.arange(own.start, own.stop) for own in shards] or [np.empty(0, np.int64)])
+    done = len(rows) - len(numbers)
+    features_ND = np.empty((0, loaded.model.feature_width), np.float32)
+    reasons: list[str | None] = []
+    if len(numbers):
+        progress("features", done, len(rows))
+        batches = _feature_batches(config, rows, numbers, loaded, batch_size)
+        for own in shards:  # batches come in the order of the rows, so the next ones fill the next shard
+            features_ND, reasons = _take(batches, features_ND, reasons, own.stop - own.start, done, len(rows), progress)
+            size = own.stop - own.start
+            done += size
+            if files is not None:
+                image_ids = [str(image_id) for image_id in rows.image_ids[own]]
+                files.write(own, image_ids, features_ND[:size], reasons[:size])
+                features_ND, reasons = features_ND[size:], reasons[size:]
+    if files is not None:
+        found = files.read()
+        return found.features_ND, list(found.reasons.items())
+    image_ids = rows.image_ids
+    return features_ND, [(str(image_ids[i]), reason) for i, reason in enumerate(reasons) if reason is not None]
+
+
+def _take(
+    batches: Iterator[tuple[np.ndarray, list[str | None]]],
+    features_ND: np.ndarray,
+    reasons: list[str | None],
+    size: int,
+    done: int,
+    total: int,
+    progress: Progress,
+) -> tuple[np.ndarray, list[str | None]]:
+    """What was left over, and as many batches as make ``size`` rows of it."""
+    parts = [features_ND]
+    while len(reasons) < size:
+        part, own = next(batches)
+        parts.append(part)
+        reasons = reasons + own
+        progress("features", min(done + len(reasons), total), total)
+    return np.concatenate(parts), reasons
+
+
+def _feature_batches(
+    config: FeatureConfig, rows: Rows, numbers: np.ndarray, loaded: Loaded, batch_size: int
+) -> Iterator[tuple[np.ndarray, list[str | None]]]:
+    """(features, reasons why an image could not be used) of the rows ``numbers``, batch after batch in their order."""
+    rows_ref, model_ref, numbers_ref = ray.put(rows), ray.put(loaded.model), ray.put(numbers)
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    num_blocks = -(-len(numbers) // batch_size)
+    num_actors = min(
+        num_blocks, config.num_actors or (int(num_gpus / config.gpus_per_actor) if num_gpus else num_cores())
+    )
+    size_px, pixels = loaded.size_px, loaded.pixels
+
+    def read(batch: Any) -> Any:
+        own = ray.get(numbers_ref)[batch["id"]]
+        images_BCHW, bad = read_images(ray.get(rows_ref), own, size_px, pixels)
+        reasons = dict(bad)
+        ids = ray.get(rows_ref).image_ids[own]
+        return {"image": images_BCHW.numpy(), "bad": np.array([reasons.get(i, "") for i in ids], object)}
+
+    features = (
+        ray.data.range(len(numbers), override_num_blocks=num_blocks)
+        .map_batches(read, batch_size=batch_size)
+        .map_batches(
+            FeatureActor,
+            fn_constructor_args=(model_ref,),
+            fn_constructor_kwargs={"threads": max(1, num_cores() // num_actors)},
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            num_cpus=0.5,
+            num_gpus=config.gpus_per_actor if num_gpus else 0,
+        )
+    )
+    features.context.execution_options.preserve_order = True
+    for batch in features.iter_batches(batch_format="numpy", batch_size=None):
+        yield np.asarray(batch["feature"]), [reason or None for reason in batch["bad"]]
