@@ -67,7 +67,7 @@ def euclidean_distances(features_ND: Features, others_MD: Features) -> Features:
 def after_distances(query_QD: Features, gallery_GD: Features) -> tuple[Cost, Features]:
     """Cost and result of our steps after the distances."""
     features_ND = np.concatenate([query_QD, gallery_GD])
-    _, rows_NK, largest_N = exact_index(features_ND).search_and_farthest(features_ND, K1 + 1)
+    _, rows_NK, largest_N = exact_index(features_ND).search_rows_and_farthest(slice(0, len(features_ND)), K1 + 1)
     squared_QG = squared_distances(query_QD, gallery_GD)
     return cost(lambda: rerank_from(features_ND, rows_NK, largest_N, squared_QG, K2, LAMBDA))
 

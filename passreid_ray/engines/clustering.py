@@ -165,7 +165,7 @@ def _nearest(features_ND: NDArray[np.float32], k: int, kind: IndexKind, spread: 
     index = build_index(features_ND, kind)
     if isinstance(index, DeviceIndex):  # this process has a GPU, and faster it will not get
         spread.progress("neighbours", 0, len(features_ND))
-        rows_NK = index.search(features_ND, k)[1]
+        rows_NK = index.search_rows(slice(0, len(features_ND)), k)[1]
         spread.progress("neighbours", len(features_ND), len(features_ND))
         return rows_NK
     return np.concatenate(spread.collect("neighbours", _search_block, index, k))
@@ -321,7 +321,9 @@ class _Spread:
     def _run(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
         if self._is_local:
             return [function(*call) for call in calls]
-        task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES)(_single_threaded(function))
+        task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT")(
+            _single_threaded(function)
+        )
         return [task.remote(*call) for call in calls]
 
 
@@ -335,7 +337,7 @@ def _single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _search_block(rows: slice, index: NeighbourIndex, k: int) -> NDArray[np.int32]:
-    return index.search(index.features_ND[rows], k)[1]
+    return index.search_rows(rows, k)[1]
 
 
 def _refine_block(

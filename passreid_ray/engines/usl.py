@@ -34,7 +34,7 @@ from passreid_ray.engines.clustering import ClusterConfig, PseudoLabels, centroi
 from passreid_ray.engines.embedding import embed_numbers, embed_rows
 from passreid_ray.engines.evaluate import LabelledData, as_metrics, score
 from passreid_ray.engines.fit import fit
-from passreid_ray.engines.precheck import check_patches, check_readable
+from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
 from passreid_ray.engines.summary import print_summary
@@ -333,7 +333,6 @@ def build_model(config: USLConfig) -> tuple[ReidModel, str]:
     assert config.num_parts is not None
     torch.manual_seed(config.seed)
     backbone = config.model.build(config.views.image_size_px, config.num_parts)
-    check_patches(backbone.patch_size, {"views.image_size_px": config.views.image_size_px})
     model = config.neck.build(backbone)
     path = config.start.checkpoint
     if path is None:
@@ -585,7 +584,9 @@ def load_checkpoint(state: USLState, config: USLConfig, fingerprint: str, folder
     tensors, meta = load_state(folder)
     check_same_data(meta, fingerprint, str(folder))
     centroids_KD = state.load(tensors, meta, str(folder))
-    state.memory = None if centroids_KD is None else config.memory.build(centroids_KD).to(state.device)
+    if centroids_KD is not None:
+        state.memory = config.memory.build(centroids_KD).to(state.device)
+        state.memory.centroids_KD.copy_(centroids_KD)  # building normalises again, which changes the last bit
 
 
 def last_labels(rounds: CheckpointStore, round_index: int, task: Task) -> NDArray[np.int64] | None:

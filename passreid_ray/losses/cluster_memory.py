@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passreid_ray.distributed import all_gather
+from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
-from passreid_ray.losses.targets import at_least_float32
 
 MemoryUpdate = Literal["plain", "hard", "selective"]
 Negatives = Literal["all", "weighted", "hardest"]

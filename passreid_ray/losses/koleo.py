@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passreid_ray.distributed import all_gather_with_gradient
-from passreid_ray.losses.targets import at_least_float32
+from passreid_ray.dtypes import at_least_float32
 
 EPSILON = 1e-8
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from passreid_ray.losses.targets import at_least_float32, centered_targets
+from passreid_ray.dtypes import at_least_float32
+from passreid_ray.losses.targets import centered_targets
 
 
 def part_distillation_loss(

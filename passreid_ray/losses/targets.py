@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passreid_ray.distributed import all_reduce_sum, world_size
+from passreid_ray.dtypes import at_least_float32
 
 SINKHORN_ITERATIONS = 3
 
@@ -43,8 +44,3 @@ def _sinkhorn(mass_GBK: Tensor) -> Tensor:
         mass_GBK = mass_GBK * (num_images / mass_GBK.shape[-1] / used_K.clamp(min=torch.finfo(used_K.dtype).tiny))
         mass_GBK = mass_GBK / mass_GBK.sum(dim=-1, keepdim=True)
     return mass_GBK
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32, or as it is when it is float64: losses are not computed in half precision."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from passreid_ray.dtypes import at_least_float32
+
 Fusion = Literal["cls", "parts", "cat", "mean"]
 
 
@@ -21,10 +23,10 @@ def combine_tokens(tokens_BTD: Tensor, fusion: Fusion) -> Tensor:
     ``(B, 2D)``; ``mean``: the mean of both, ``(B, D)``. Without part tokens all are the CLS token.
     Source: PASS (arXiv:2203.03931), section 3.3.
     """
-    cls_BD = tokens_BTD[:, 0].float()
+    cls_BD = at_least_float32(tokens_BTD[:, 0])
     if tokens_BTD.shape[1] == 1:
         return cls_BD
-    parts_BD = tokens_BTD[:, 1:].float().mean(1)
+    parts_BD = at_least_float32(tokens_BTD[:, 1:]).mean(1)
     match fusion:
         case "cls":
             return cls_BD

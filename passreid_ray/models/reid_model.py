@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm1d
 from passreid_ray.models.fusion import combine_tokens, fused_width
@@ -65,7 +66,7 @@ class ReidModel(nn.Module):
         Training and evaluation differ only in the statistics of the necks and in stochastic depth, whose
         ``drop_path_noise`` is that of ``PartViT.forward``. In training every rank must take part in every call.
         """
-        tokens_BTD = self.backbone(images_BCHW, drop_path_noise=drop_path_noise).float()
+        tokens_BTD = at_least_float32(self.backbone(images_BCHW, drop_path_noise=drop_path_noise))
         necks = [self.get_submodule(name) for name in self.neck_names]
         if self.neck == "single":
             return F.normalize(necks[0](combine_tokens(tokens_BTD, self.fusion)), dim=1)

@@ -42,3 +42,7 @@ class DeviceIndex:
             distances_QK[own, :num_found] = exact_QC.gather(1, order_QC).cpu().numpy()
             rows_QK[own, :num_found] = candidates_QC.gather(1, order_QC).cpu().numpy()
         return distances_QK, rows_QK
+
+    def search_rows(self, rows: slice, k: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """``search`` for rows of the base itself."""
+        return self.search(self.features_ND[rows], k)

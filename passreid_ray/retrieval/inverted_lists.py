@@ -30,6 +30,10 @@ class InvertedLists:
         _, rows_QK = self._index.search(queries_QD, k, params=_probing(self.num_probed))
         return order_by_distance(queries_QD, self.features_ND, rows_QK.astype(np.int32))
 
+    def search_rows(self, rows: slice, k: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """``search`` for rows of the base itself."""
+        return self.search(self.features_ND[rows], k)
+
     @cached_property
     def _index(self) -> faiss.Index:
         return faiss.deserialize_index(self.serialized)

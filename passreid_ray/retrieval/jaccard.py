@@ -54,7 +54,7 @@ def jaccard_distance(
     features_ND = unit_features(features_ND)
     if cameras_N is None:
         check_sizes(k1, k2, len(features_ND))
-        _, rows_NK = build_index(features_ND, index).search(features_ND, k1)
+        _, rows_NK = build_index(features_ND, index).search_rows(slice(0, len(features_ND)), k1)
         neighbourhood = plain_neighbourhood(rows_NK, k2)
     else:
         neighbourhood = camera_neighbourhood(features_ND, cameras_N, camera_sizes or CameraSizes(), index)

@@ -26,6 +26,10 @@ class NeighbourIndex(Protocol):
         """The base."""
         ...
 
+    def search_rows(self, rows: slice, k: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """``search`` for rows of the base itself."""
+        ...
+
     def search(self, queries_QD: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(squared Euclidean distances, row numbers), ``(Q, k)`` ascending, ties by row; infinity and -1 where none."""
         ...
@@ -45,7 +49,7 @@ def nearest_neighbours(
     """
     features_ND = finite_features(features_ND)
     check_k(k, len(features_ND), "k")
-    return build_index(features_ND, index).search(features_ND, k)
+    return build_index(features_ND, index).search_rows(slice(0, len(features_ND)), k)
 
 
 def build_index(features_ND: NDArray[np.float32], kind: IndexKind) -> NeighbourIndex:

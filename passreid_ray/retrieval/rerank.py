@@ -46,7 +46,7 @@ def rerank(
         raise UserError(f"k1: expected 1 to {num_rows - 1} neighbours of {num_rows} images, got {k1}")
     if not 1 <= k2 <= k1 + 1:
         raise UserError(f"k2: the query expansion averages 1 to k1 + 1 = {k1 + 1} neighbours, got {k2}")
-    _, rows_NK, largest_N = exact_index(features_ND).search_and_farthest(features_ND, k1 + 1)
+    _, rows_NK, largest_N = exact_index(features_ND).search_rows_and_farthest(slice(0, num_rows), k1 + 1)
     squared_QG = np.maximum(2 - 2 * (query_QD @ gallery_GD.T), 0)
     return rerank_from(features_ND, rows_NK, largest_N, squared_QG, k2, lambda_value, squared_twice=squared_twice)
 

@@ -26,13 +26,16 @@ _SAFE_DEVIATIONS = 3.0
 """Rounding errors of 8-bit products are allowed for up to this many standard deviations."""
 
 
+_Codes = NDArray[np.float32] | NDArray[np.int8]
+
+
 @dataclass(frozen=True)
 class ScanIndex:
     """All rows of a base, coded for matrix products. Made by ``exact_index`` or ``int8_index``."""
 
     features_ND: NDArray[np.float32]
     """The base itself, for exact distances."""
-    codes_ND: NDArray[np.float32] | NDArray[np.int8]
+    codes_ND: _Codes
     """Centred rows as they are multiplied."""
     offsets_N: NDArray[np.float32] | NDArray[np.int32]
     """Half the squared length of every centred row, in units of the products."""
@@ -49,28 +52,31 @@ class ScanIndex:
 
         Equal distances are in the order of the rows. With fewer than ``k`` rows the rest is infinity and -1.
         """
-        return self._scan(queries_QD, k, farthest=False)[:2]
+        return self._scan(queries_QD, None, k, farthest=False)[:2]
 
-    def search_and_farthest(
-        self, queries_QD: NDArray[np.float32], k: int
+    def search_rows(self, rows: slice, k: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """``search`` for rows of the base itself."""
+        return self._scan(self.features_ND[rows], self.codes_ND[rows], k, farthest=False)[:2]
+
+    def search_rows_and_farthest(
+        self, rows: slice, k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-        """``search``, and each query's largest squared distance to any row, ``(Q,)``."""
-        return self._scan(queries_QD, k, farthest=True)
+        """``search_rows``, and each one's largest squared distance to any row, ``(Q,)``."""
+        return self._scan(self.features_ND[rows], self.codes_ND[rows], k, farthest=True)
 
     def _scan(
-        self, queries_QD: NDArray[np.float32], k: int, *, farthest: bool
+        self, queries_QD: NDArray[np.float32], codes_QD: _Codes | None, k: int, *, farthest: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
         distances_QK = np.full((len(queries_QD), k), np.inf, np.float32)
         rows_QK = np.full((len(queries_QD), k), -1, np.int32)
         largest_Q = np.zeros(len(queries_QD) if farthest else 0, np.float32)
         products = torch.empty(_QUERY_TILE * _BASE_TILE, dtype=torch.int32 if self._is_int8 else torch.float32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of arrays that must not be written to; nobody does
-            base_ND = torch.from_numpy(self.codes_ND)
+        base_ND = _tensor(self.codes_ND)
         for first in range(0, len(queries_QD), _QUERY_TILE):
             own = slice(first, min(first + _QUERY_TILE, len(queries_QD)))
-            codes_QD, squared_norms_Q = self._coded(queries_QD[own])
-            tile_QD = torch.from_numpy(codes_QD)
+            centred_QD = queries_QD[own] - self.center_D
+            squared_norms_Q = np.einsum("qd,qd->q", centred_QD, centred_QD)
+            tile_QD = _tensor(self._coded(centred_QD) if codes_QD is None else codes_QD[own])
             slack_Q = (self.relative_error * squared_norms_Q + self.absolute_error).astype(np.float32)
             lowest_Q = torch.full((len(tile_QD),), torch.inf)
             for start, end in _tiles(len(base_ND)):
@@ -101,14 +107,10 @@ class ScanIndex:
     def _is_int8(self) -> bool:
         return self.codes_ND.dtype == np.int8
 
-    def _coded(
-        self, features_QD: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32] | NDArray[np.int8], NDArray[np.float32]]:
-        centred_QD = features_QD - self.center_D
-        squared_norms_Q = np.einsum("qd,qd->q", centred_QD, centred_QD)
+    def _coded(self, centred_QD: NDArray[np.float32]) -> _Codes:
         if self.rotation_DD is None:
-            return centred_QD, squared_norms_Q
-        return _quantized(centred_QD, self.rotation_DD, np.sqrt(self.unit)), squared_norms_Q
+            return centred_QD
+        return _quantized(centred_QD, self.rotation_DD, np.sqrt(self.unit))
 
 
 def exact_index(features_ND: NDArray[np.float32]) -> ScanIndex:
@@ -153,6 +155,12 @@ def int8_index(features_ND: NDArray[np.float32]) -> ScanIndex:
 
 def _quantized(centred_QD: NDArray[np.float32], rotation_DD: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
     return np.clip(np.rint(centred_QD @ rotation_DD / scale), -_LEVELS, _LEVELS).astype(np.int8)
+
+
+def _tensor(codes_ND: _Codes) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of arrays that must not be written to; nobody does
+        return torch.from_numpy(codes_ND)
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:

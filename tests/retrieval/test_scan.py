@@ -81,9 +81,9 @@ def test_equal_rows_are_found_in_their_order(make: type) -> None:
 def test_blocks_of_queries_do_not_change_a_bit(make: type, cuts: list[int]) -> None:
     features_ND = gaussian(900, 33) + 1
     index = make(features_ND)
-    whole = index.search(features_ND, 7)
+    whole = index.search_rows(slice(0, len(features_ND)), 7)
     edges = [0, *sorted(cuts), 900]
-    parts = [index.search(features_ND[start:end], 7) for start, end in pairwise(edges)]
+    parts = [index.search_rows(slice(start, end), 7) for start, end in pairwise(edges)]
     for found, expected in zip(zip(*parts, strict=True), whole, strict=True):
         np.testing.assert_array_equal(np.concatenate(found), expected)
 
@@ -102,7 +102,7 @@ def test_8_bit_codes_find_99_of_100_neighbours_with_exact_distances(widest: floa
 @pytest.mark.parametrize("offset", [0, 10])
 def test_the_farthest_distance_is_the_largest_of_all(offset: float) -> None:
     features_ND = gaussian(2500, 24) + np.float32(offset)
-    distances, rows, largest = exact_index(features_ND).search_and_farthest(features_ND[:300], 5)
+    distances, rows, largest = exact_index(features_ND).search_rows_and_farthest(slice(0, 300), 5)
     np.testing.assert_allclose(largest, squared_distances(features_ND[:300], features_ND).max(1), rtol=1e-5)
     for found, expected in zip((distances, rows), exact_index(features_ND).search(features_ND[:300], 5), strict=True):
         np.testing.assert_array_equal(found, expected)
