@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 30.0
-SHORT_SECONDS = 1.0
+SHORT_SECONDS = 5.0
 """Phases that take less are not worth a line."""
 LINE_SHARE = 0.1
 """A line is due after this many seconds or this share of the run, whatever comes first."""

@@ -1,224 +1,60 @@
 """Unsupervised ReID: rounds of features -> neighbours -> Jaccard distance -> pseudo-labels -> training -> evaluation.
 
-Reads from top to bottom in the order it runs: settings, ``run`` (driver), ``train_worker``, one round; the step itself
-is ``passreid_ray.train.usl_step.usl_step``. Sources: Cluster Contrast (arXiv:2103.11568), as PASS (arXiv:2203.03931)
-uses it. With ``source`` labelled people are kept in the memory beside the clusters (joint domain adaptation).
+Reads from top to bottom in the order it runs: ``run`` (driver), ``train_worker``, ``train_round``. Settings are in
+``usl_config``, the first half of a round in ``usl_labels``, the step is ``passreid_ray.train.usl_step.usl_step``.
+Sources: Cluster Contrast (arXiv:2103.11568), as PASS (arXiv:2203.03931) uses it. With ``source`` labelled people are
+kept in the memory beside the clusters (joint domain adaptation).
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from rich.console import Console
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from passreid_ray import distributed
-from passreid_ray.config import Section, UserPath, build
-from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
-from passreid_ray.data.feature_files import FeatureFiles
+from passreid_ray.config import build
+from passreid_ray.data import JUNK_PERSON_ID, Rows, open_rows
 from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
-from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus
+from passreid_ray.engines.cluster import connect, data_cpus
 from passreid_ray.engines.cluster_picture import write_cluster_picture
-from passreid_ray.engines.clustering import ClusterConfig, PseudoLabels, centroids, cluster_features, object_store_bytes
-from passreid_ray.engines.embedding import embed_numbers, embed_rows
-from passreid_ray.engines.evaluate import LabelledData, as_metrics, score
+from passreid_ray.engines.clustering import object_store_bytes
+from passreid_ray.engines.embedding import embed_rows
+from passreid_ray.engines.evaluate import as_metrics, score
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
-from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
+from passreid_ray.engines.run_folder import check_same_data, prepare
 from passreid_ray.engines.summary import print_summary
+from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig
+from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, round_labels
 from passreid_ray.engines.warm_start import read_teacher
 from passreid_ray.errors import UserError
-from passreid_ray.losses import ClusterMemory
-from passreid_ray.losses.cluster_memory import MemoryUpdate, Negatives
-from passreid_ray.models import NeighbourRefiner, ReidModel, load_backbone, load_reid_model
-from passreid_ray.models.config import ModelConfig, NeckConfig
-from passreid_ray.retrieval.dbscan import OUTLIER
-from passreid_ray.retrieval.health import ClusterHealth
+from passreid_ray.models import ReidModel, load_backbone, load_reid_model
+from passreid_ray.models.config import ModelConfig
 from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.meter import Meter
-from passreid_ray.train.precision import Precision
 from passreid_ray.train.run_log import RunLog
 from passreid_ray.train.state_files import (
-    checkpoint_name,
     find_checkpoint,
     load_state,
     read_meta,
     save_state,
     tensors_below,
 )
-from passreid_ray.train.tuning_optimizer import TuningOptimizerConfig
 from passreid_ray.train.usl_state import USLNetwork, USLState
 from passreid_ray.train.usl_step import USLStepSettings, usl_step
 from passreid_ray.train.worker import WorkerContext
 from passreid_ray.views import TrainingView, TrainingViewConfig, normalize, view_rng
-
-WAIT_SECONDS = 0.5
-
-
-class StartConfig(Section):
-    """Weights that tuning begins with."""
-
-    checkpoint: UserPath | None = None
-    """A pre-training or tuning run of this project, or any public file; none: random weights."""
-    necks: Literal["fresh", "loaded"] = "fresh"
-    """Necks of a tuned checkpoint are made anew, as the reference does, or loaded with the backbone."""
-
-
-class MemoryConfig(Section):
-    """The memory of centroids; the defaults are those of PASS's unsupervised tuning."""
-
-    temp: float = Field(default=0.05, gt=0)
-    """Temperature of the loss."""
-    momentum: float = Field(default=0.2, ge=0, lt=1)
-    """Share of itself that a centroid keeps at an update."""
-    update: MemoryUpdate = "hard"
-    """Which images of a batch move their centroid: all in turn (plain), the least similar one (hard), or the least
-    similar of those that are nearest to their own centroid (selective)."""
-    negatives: Negatives = "all"
-    """Which other centroids the loss counts: all alike, the hardest fully and the others half (weighted), or only the
-    hardest."""
-    num_hard_negatives: int = Field(default=50, ge=1)
-    """How many are the hardest."""
-
-    def build(self, centroids_KD: Tensor) -> ClusterMemory:
-        """A memory of these centroids."""
-        return ClusterMemory(
-            centroids_KD,
-            self.temp,
-            self.momentum,
-            self.update,
-            negatives=self.negatives,
-            num_hard_negatives=self.num_hard_negatives,
-        )
-
-
-class RefineConfig(Section):
-    """Features moved towards their neighbours, before clustering and in every batch."""
-
-    kind: Literal["none", "gcl"] = "none"
-    """gcl: graph correlation learning, after arXiv:2112.01839."""
-    num_layers: int = Field(default=1, ge=1, le=2)
-    """How many times."""
-    num_neighbours: int = Field(default=8, ge=1)
-    """Neighbours that are looked at."""
-    temp: float = Field(default=0.1, gt=0)
-    """Temperature of the weights of neighbours."""
-    strength: float = Field(default=1.0, ge=0)
-    """How far features are moved."""
-    loss_weight: float = Field(default=0.5, ge=0)
-    """Weight of the memory's loss on refined features."""
-
-    def build(self, width: int) -> NeighbourRefiner | None:
-        """The refiner, if there is one."""
-        return None if self.kind == "none" else NeighbourRefiner(width, self.num_layers, self.temp, self.strength)
-
-
-class EvaluationConfig(LabelledData):
-    """Retrieval on a labelled data set between rounds."""
-
-    every_rounds: int = Field(default=1, ge=1)
-    """Rounds between evaluations; the start and the end are always evaluated."""
-
-
-class USLConfig(Section):
-    """Everything an unsupervised tuning run is made of."""
-
-    run: RunConfig = RunConfig(name="usl")
-    seed: int = Field(default=0, ge=0)
-    """Decides batches, views, fresh weights and stochastic depth."""
-    rounds: int = Field(default=50, ge=1)
-    """Rounds of clustering and training."""
-    steps_per_round: int = Field(default=200, ge=1)
-    """Training steps after each clustering."""
-    batch_size: int = Field(default=256, ge=2)
-    """Images per step, over all workers together."""
-    images_per_identity: int = Field(default=8, ge=1)
-    """K: images of each cluster in a batch, of different cameras where there are some."""
-    precision: Precision = "fp32"
-    """Type in which the backbone computes; weights stay fp32."""
-    drop_path: float = Field(default=0.3, ge=0, lt=1)
-    """Stochastic depth of the last block in training."""
-    log_every_steps: int = Field(default=10, ge=1)
-    """Steps between records in metrics.jsonl and TensorBoard."""
-    max_refused_in_a_row: int = Field(default=20, ge=1)
-    """Stop after this many steps in a row whose loss or gradient was not finite."""
-    data: Source = SyntheticSource(splits=["train"])
-    """Crops to cluster and learn from; person_ids are never used for training, only to judge clusters by."""
-    source: Source | None = None
-    """Labelled crops of other people that stay in the memory beside the clusters; none: only data."""
-    max_bad_share: float = Field(default=0.05, ge=0, le=1)
-    """Stop when more than this share of the images cannot be used."""
-    views: TrainingViewConfig = TrainingViewConfig()
-    start: StartConfig = StartConfig()
-    model: ModelConfig | None = None
-    """The backbone; none: that of start.checkpoint, or the default ViT-S for a public file or random weights."""
-    num_parts: int | None = Field(default=None, ge=0)
-    """Part tokens; none: those of start.checkpoint, or 3."""
-    neck: NeckConfig = NeckConfig()
-    extract_batch_size: int = Field(default=64, ge=1)
-    """Images per forward pass when features are extracted."""
-    cluster: ClusterConfig = ClusterConfig()
-    refine: RefineConfig = RefineConfig()
-    memory: MemoryConfig = MemoryConfig()
-    optimizer: TuningOptimizerConfig = TuningOptimizerConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    workers: WorkersConfig = WorkersConfig()
-
-    @property
-    def steps(self) -> int:
-        """Training steps of all rounds."""
-        return self.rounds * self.steps_per_round
-
-    @property
-    def rounds_store(self) -> CheckpointStore:
-        """Pseudo-labels and centroids of the rounds."""
-        return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/rounds")
-
-    @property
-    def best_store(self) -> CheckpointStore:
-        """The checkpoint with the highest mAP."""
-        return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/best")
-
-
-# Settings that decide the shapes of the weights and the order of the data.
-MUST_AGREE = (
-    "seed",
-    "batch_size",
-    "images_per_identity",
-    "steps_per_round",
-    "views.",
-    "model.",
-    "num_parts",
-    "neck.",
-    "refine.kind",
-)
-
-
-@dataclass(frozen=True)
-class Task:
-    """The rows that are learnt from: those to cluster, and those whose identities are known."""
-
-    rows: Rows
-    """Rows of ``data``, and of ``source`` if there is one."""
-    source_N: NDArray[np.int64]
-    """Identity of each row of ``source``, counted from 0; -1 for rows of ``data``."""
-
-    @property
-    def target(self) -> NDArray[np.int64]:
-        """Numbers of the rows to cluster."""
-        return np.flatnonzero(self.source_N < 0)
 
 
 @dataclass(frozen=True)
@@ -392,103 +228,6 @@ def build_state(config: USLConfig, worker: WorkerContext) -> USLState:
     return USLState(network, network, config.optimizer.build(network), scaler)
 
 
-@dataclass(frozen=True)
-class RoundLabels:
-    """What a round learns from."""
-
-    labels_N: NDArray[np.int64]
-    """Cluster, or identity of ``source`` after them, of every row; -1 for outliers."""
-    centroids_KD: NDArray[np.float32]
-    found: PseudoLabels
-    """The clustering itself, of the usable rows of ``data``."""
-
-    def as_metrics(self) -> dict[str, float]:
-        """Health and settings of the clustering, by name."""
-        recall = {} if self.found.recall is None else {"neighbour_recall": self.found.recall}
-        known = self.found.health.as_metrics() | {"eps": self.found.eps} | recall
-        return {f"cluster/{name}": value for name, value in known.items()}
-
-
-def round_labels(
-    state: USLState, config: USLConfig, task: Task, rounds: CheckpointStore, worker: WorkerContext
-) -> RoundLabels:
-    """Labels of the round that ``state`` is in: made by all workers together, or read when they were made before."""
-    name = checkpoint_name(state.round)
-    if name not in rounds.names():
-        files = FeatureFiles(f"{rounds.address}/features_{state.round:04d}", len(task.rows))
-        write_features(state, config, task.rows, files, worker)
-        distributed.barrier()  # every shard is there
-        if worker.rank == 0:
-            labels = make_labels(state, config, task, files, last_labels(rounds, state.round, task), worker)
-            rounds.write(state.round, partial(_save_labels, labels))
-            files.delete()
-        while name not in rounds.names():  # not a barrier: clustering may take longer than a collective waits
-            worker.stop_if_told()
-            time.sleep(WAIT_SECONDS)
-    return _read_round(rounds, name)
-
-
-def write_features(state: USLState, config: USLConfig, rows: Rows, files: FeatureFiles, worker: WorkerContext) -> None:
-    """Features of all rows by the present model; each worker writes every W-th of the shards that are missing."""
-    shards = files.missing()
-    for position, own in enumerate(shards):
-        if worker.rank == 0:
-            worker.post("phase", phase="features", done=own.start, total=len(rows))
-        if position % worker.world_size != worker.rank:
-            continue
-        worker.stop_if_told()
-        numbers = np.arange(own.start, own.stop)
-        features_ND, bad = embed_numbers(
-            state.network.model,
-            rows,
-            numbers,
-            size_px=config.views.image_size_px,
-            pixels=config.views,
-            batch_size=config.extract_batch_size,
-            device=worker.device,
-        )
-        if bad:
-            worker.post("bad", images=bad)
-        reasons = dict(bad)
-        image_ids = [str(image_id) for image_id in rows.image_ids[own]]
-        files.write(own, image_ids, features_ND.cpu().numpy(), [reasons.get(image_id) for image_id in image_ids])
-    if worker.rank == 0:
-        worker.post("phase", phase="features", done=len(rows), total=len(rows))
-
-
-def make_labels(
-    state: USLState,
-    config: USLConfig,
-    task: Task,
-    files: FeatureFiles,
-    last_N: NDArray[np.int64] | None,
-    worker: WorkerContext,
-) -> RoundLabels:
-    """Clusters of the rows of ``data``, then the identities of ``source``; images that cannot be used are outliers."""
-    features = files.read()
-    rows, target = task.rows, task.target
-    used = target[features.usable_N[target]]
-
-    def progress(phase: str, done: int, total: int) -> None:
-        worker.post("phase", phase=phase, done=done, total=total)
-
-    found = cluster_features(
-        features.features_ND[used],
-        config.cluster,
-        progress,
-        cameras_N=rows.camera_ids[used],
-        persons_N=rows.person_ids[used],
-        last_N=None if last_N is None else last_N[used],
-        refiner=state.network.refiner,
-        refiner_neighbours=config.refine.num_neighbours,
-    )
-    labels_N = np.full(len(rows), OUTLIER, np.int64)
-    labels_N[used] = found.labels_N
-    is_source = (task.source_N >= 0) & features.usable_N
-    labels_N[is_source] = found.health.num_clusters + np.unique(task.source_N[is_source], return_inverse=True)[1]
-    return RoundLabels(labels_N, centroids(features.features_ND, labels_N), found)
-
-
 def train_round(
     state: USLState,
     config: USLConfig,
@@ -585,42 +324,6 @@ def load_checkpoint(state: USLState, config: USLConfig, fingerprint: str, folder
     check_same_data(meta, fingerprint, str(folder))
     centroids_KD = state.load(tensors, meta, str(folder))
     if centroids_KD is not None:
-        state.memory = config.memory.build(centroids_KD).to(state.device)
-        state.memory.centroids_KD.copy_(centroids_KD)  # building normalises again, which changes the last bit
-
-
-def last_labels(rounds: CheckpointStore, round_index: int, task: Task) -> NDArray[np.int64] | None:
-    """Labels of the round before, of the rows of ``data``; identities of ``source`` are taken out."""
-    name = checkpoint_name(round_index - 1)
-    if round_index == 0 or name not in rounds.names():
-        return None
-    return np.where(task.source_N < 0, _read_round(rounds, name).labels_N, OUTLIER)
-
-
-def read_labels(rounds: CheckpointStore) -> NDArray[np.int64]:
-    """Labels of the last round."""
-    return _read_round(rounds, rounds.names()[-1]).labels_N
-
-
-def _save_labels(labels: RoundLabels, folder: Path) -> None:
-    found = labels.found
-    tensors = {
-        "labels": torch.from_numpy(labels.labels_N),
-        "centroids": torch.from_numpy(labels.centroids_KD),
-        "found": torch.from_numpy(found.labels_N),
-    }
-    meta = {"eps": found.eps, "recall": found.recall, "notes": found.notes, "health": vars(found.health)}
-    save_state(folder, tensors, meta)
-
-
-def _read_round(rounds: CheckpointStore, name: str) -> RoundLabels:
-    read: list[RoundLabels] = []
-
-    def load(folder: Path) -> None:
-        tensors, meta = load_state(folder)
-        health = ClusterHealth(**meta["health"])
-        found = PseudoLabels(tensors["found"].numpy(), meta["eps"], health, meta["recall"], tuple(meta["notes"]))
-        read.append(RoundLabels(tensors["labels"].numpy(), tensors["centroids"].numpy(), found))
-
-    rounds.read(name, load)
-    return read[0]
+        memory = config.memory.build(centroids_KD)
+        memory.centroids_KD.copy_(centroids_KD)  # building normalises again, which changes the last bit
+        state.memory = memory.to(state.device)

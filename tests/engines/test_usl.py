@@ -20,7 +20,8 @@ from rich.console import Console
 
 from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, usl
-from passreid_ray.engines.usl import USLConfig, with_start
+from passreid_ray.engines.usl import with_start
+from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state

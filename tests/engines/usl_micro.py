@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from passreid_ray.config import build, to_toml
-from passreid_ray.engines.usl import USLConfig
+from passreid_ray.engines.usl_config import USLConfig
 
 ROUNDS, STEPS_PER_ROUND = 3, 4
 PEOPLE: dict[str, Any] = {"kind": "synthetic", "num_people": 16, "images_per_person": 12}

@@ -62,7 +62,7 @@ def steps(num: int, options: dict[str, Any]) -> tuple[list[float], dict[str, Ten
 
 @pytest.mark.parametrize(
     "options",
-    # Not AdamW: a bias before a batch norm has no gradient but rounding, which AdamW blows up to steps of its full size.
+    # Not AdamW: a bias before a batch norm has no gradient but rounding, and AdamW blows that up to whole steps.
     [{}, {"update": "plain"}, {"update": "selective", "refine": True}],
     ids=["hard", "plain", "selective-refined"],
 )
