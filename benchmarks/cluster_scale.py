@@ -20,7 +20,7 @@ from passreid_ray.engines.cluster import WorkersConfig, connect
 from passreid_ray.engines.clustering import ClusterConfig, cluster_features, object_store_bytes
 
 WIDTH, IMAGES_PER_PERSON = 384, 20
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 3.0
 
 
 def people(num_rows: int, noise: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -89,7 +89,7 @@ def main() -> None:
         features, ids = people(size, noise)
         phases, start = Phases(), time.perf_counter()
         with memory_watch() as peak:
-            found = cluster_features(features, config, phases)
+            found = cluster_features(features, config, phases, overwrite=True)
         seconds = time.perf_counter() - start
         ari = adjusted_rand_score(ids, np.where(found.labels_N >= 0, found.labels_N, -1 - np.arange(size)))
         health = found.health

@@ -31,16 +31,13 @@ class Features:
 
     image_ids: NDArray[np.object_]
     features_ND: NDArray[np.float32]
-    """NaN where an image could not be used."""
+    """NaN where there is no feature."""
+    usable_N: NDArray[np.bool_]
+    """Rows that have a feature; one that is not finite is no reason to have none."""
     reasons: dict[str, str]
     """image_id -> why the image could not be used."""
     person_ids: NDArray[np.object_] | None = None
     camera_ids: NDArray[np.object_] | None = None
-
-    @property
-    def usable_N(self) -> NDArray[np.bool_]:
-        """Rows that have a feature."""
-        return ~np.isnan(self.features_ND[:, 0])
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,12 @@ def read_features(address: str) -> Features:
     if not len(table):
         raise UserError(f"{address}: no row in it")
     image_ids = table["image_id"].to_numpy()
+    usable_N = table["feature"].is_valid().to_numpy()
     features_ND = _matrix(table["feature"], address)
     columns = {name: table[name].to_numpy() for name in ("reason", *OPTIONAL_COLUMNS) if name in table.column_names}
     if not (image_ids[1:] > image_ids[:-1]).all():
         order = np.argsort(image_ids, kind="stable")
-        image_ids, features_ND = image_ids[order], features_ND[order]
+        image_ids, features_ND, usable_N = image_ids[order], features_ND[order], usable_N[order]
         columns = {name: values[order] for name, values in columns.items()}
     repeated = np.flatnonzero(image_ids[1:] == image_ids[:-1])
     if len(repeated):
@@ -129,6 +127,7 @@ def read_features(address: str) -> Features:
     return Features(
         image_ids,
         features_ND,
+        usable_N,
         {str(image_ids[i]): reasons[i] for i in np.flatnonzero([reason is not None for reason in reasons])},
         columns.get("person_id"),
         columns.get("camera_id"),

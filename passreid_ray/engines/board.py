@@ -11,7 +11,7 @@ from rich.console import Console
 from passreid_ray.engines.progress import run_progress
 from passreid_ray.train.run_log import RunLog
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 
 
 @ray.remote(num_cpus=0)
@@ -30,6 +30,10 @@ class Board:
         """All records since the last call."""
         posts, self._posts = self._posts, []
         return posts
+
+    def num_waiting(self) -> int:
+        """Records that the driver has not taken yet."""
+        return len(self._posts)
 
     def stop(self, reason: str) -> None:
         """Keep the first reason to stop: restarted workers look here before they begin."""

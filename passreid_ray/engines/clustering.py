@@ -119,15 +119,17 @@ def cluster_features(
     last_N: NDArray[np.int64] | None = None,
     refiner: NeighbourRefiner | None = None,
     refiner_neighbours: int = 8,
+    overwrite: bool = False,
 ) -> PseudoLabels:
     """Pseudo-labels of all rows.
 
     ``cameras_N`` is needed when ``config.cameras`` is enabled. ``persons_N`` (None where unknown) only enter the health
     figures. ``last_N``: labels that are kept when the ladder finds no usable ones. ``refiner`` moves features towards
-    their ``refiner_neighbours`` nearest before anything else. Raises ``UserError`` for features that are not finite or
+    their ``refiner_neighbours`` nearest before anything else. ``overwrite``: features may be changed, which saves the
+    memory of a second matrix. Raises ``UserError`` for features that are not finite or
     all zero, for sizes that do not fit, and when no usable clusters are found.
     """
-    features_ND = unit_features(features_ND)
+    features_ND = unit_features(features_ND, overwrite=overwrite)
     spread = _Spread(len(features_ND), config.block_rows, progress)
     if refiner is not None:
         features_ND = _refined(features_ND, refiner, refiner_neighbours, config, spread)

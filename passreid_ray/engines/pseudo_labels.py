@@ -5,6 +5,7 @@ Reads from top to bottom in the order it runs: settings, ``run``, features, what
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,12 @@ def run(config: PseudoLabelsConfig, console: Console | None = None) -> PseudoLab
             console.print(f"{len(features.image_ids):,} features from {config.features}")
         used = np.flatnonzero(features.usable_N)
         found = cluster_features(
-            features.features_ND[used],
+            features.features_ND if features.usable_N.all() else features.features_ND[used],
             config.cluster,
             progress,
             cameras_N=None if features.camera_ids is None else features.camera_ids[used],
             persons_N=None if features.person_ids is None else features.person_ids[used],
+            overwrite=True,  # nothing reads them again
         )
     labels_N = np.full(len(features.image_ids), OUTLIER, np.int64)
     labels_N[used] = found.labels_N
@@ -105,7 +107,8 @@ def computed_features(config: PseudoLabelsConfig, rows: Rows, loaded: Loaded, pr
             f"{len(bad)} of {len(rows)} images cannot be used, more than max_bad_share allows; the first: "
             f"{image_id}: {reason}"
         )
-    return Features(rows.image_ids, features_ND, dict(bad), rows.person_ids, rows.camera_ids)
+    usable_N = ~np.isin(rows.image_ids.astype(str), [image_id for image_id, _ in bad])
+    return Features(rows.image_ids, features_ND, usable_N, dict(bad), rows.person_ids, rows.camera_ids)
 
 
 def given_features(config: PseudoLabelsConfig, rows: Rows | None) -> Features:
@@ -122,7 +125,7 @@ def given_features(config: PseudoLabelsConfig, rows: Rows | None) -> Features:
             f"features: {config.features} is not of this data: {len(unknown)} of its {len(found.image_ids)} image ids "
             f"are not in the data, {len(absent)} of the data's {len(rows)} not in the file, such as {example!r}"
         )
-    return Features(found.image_ids, found.features_ND, found.reasons, rows.person_ids, rows.camera_ids)
+    return replace(found, person_ids=rows.person_ids, camera_ids=rows.camera_ids)
 
 
 def write_labels(path: Path, image_ids: NDArray[np.object_], labels_N: NDArray[np.int64]) -> None:

@@ -31,7 +31,7 @@ class RunConfig(Section):
     storage: str | None = None
     """Where checkpoints go; none: to output. A folder that all nodes share, or an s3:// or gs:// address."""
     checkpoint_every_epochs: int = Field(default=1, ge=1)
-    """Epochs between checkpoints; the last step is always saved."""
+    """Epochs (when tuning: rounds) between checkpoints; the last step is always saved."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Steps between more checkpoints, for long epochs; none: only at the end of epochs."""
     keep: int | None = Field(default=2, ge=1)

@@ -136,6 +136,7 @@ def make_labels(
         last_N=None if last_N is None else last_N[used],
         refiner=state.network.refiner,
         refiner_neighbours=config.refine.num_neighbours,
+        overwrite=True,  # of a copy
     )
     labels_N = np.full(len(rows), OUTLIER, np.int64)
     labels_N[used] = found.labels_N

@@ -94,8 +94,11 @@ def finite_features(features_ND: Any, name: str = "features") -> NDArray[np.floa
     return features_ND
 
 
-def unit_features(features_ND: Any, name: str = "features") -> NDArray[np.float32]:
-    """``finite_features`` scaled to length 1; ``UserError`` when a row is all zero."""
+def unit_features(features_ND: Any, name: str = "features", *, overwrite: bool = False) -> NDArray[np.float32]:
+    """``finite_features`` scaled to length 1; ``UserError`` when a row is all zero.
+
+    ``overwrite``: a float32 matrix is scaled in place, which saves the memory of a second one.
+    """
     features_ND = finite_features(features_ND, name)
     norms_N1 = np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND))[:, None]
     zero = norms_N1[:, 0] == 0
@@ -104,7 +107,7 @@ def unit_features(features_ND: Any, name: str = "features") -> NDArray[np.float3
             f"{name}: {int(zero.sum())} of {len(zero)} rows are all zero, the first is row {int(np.argmax(zero))}; "
             "such a feature points nowhere, leave the row out"
         )
-    return features_ND / norms_N1
+    return np.divide(features_ND, norms_N1, out=features_ND if overwrite else None)
 
 
 def check_k(k: int, num_rows: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
+
+
+READER_SECONDS = 10.0
+"""How long a checkpoint waits for the driver to write down what it was told."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,18 @@ class WorkerContext:
         """
         checkpoint = None
         if self.rank == 0:
+            self._wait_for_reader()
             filesystem, path = self.checkpoints.location(self.checkpoints.write(step, save))
             checkpoint = ray.train.Checkpoint(path, filesystem)
         ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
         if self.rank == 0:
             self.checkpoints.prune(keep)
+
+    def _wait_for_reader(self) -> None:
+        # A run that is killed goes on after its newest checkpoint: what was told of the steps before must be on disk.
+        deadline = time.monotonic() + READER_SECONDS
+        while ray.get(self.board.num_waiting.remote()) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def post(self, kind: str, **record: Any) -> None:
         """Tell the driver something, without waiting for it."""

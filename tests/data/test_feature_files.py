@@ -48,6 +48,13 @@ def test_an_unusable_image_is_nan_with_its_reason(tmp_path: Path) -> None:
     assert np.isnan(found.features_ND[1]).all()
 
 
+def test_a_feature_that_is_not_finite_is_kept_as_it_is(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image_id": ["a", "b"], "feature": [[1.0], [float("nan")]]}), tmp_path / "mine.parquet")
+    found = read_features(str(tmp_path))
+    assert found.usable_N.all()
+    assert np.isnan(found.features_ND[1, 0])
+
+
 def test_a_half_written_shard_does_not_count(tmp_path: Path) -> None:
     files = FeatureFiles(str(tmp_path), 4)
     rows = files.shards()[0]

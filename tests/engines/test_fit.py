@@ -19,9 +19,11 @@ from passreid_ray.errors import UserError
 
 def test_ctrl_c_reaches_the_caller_while_the_work_goes_on_elsewhere() -> None:
     ended = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with "&"
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         _outcome_in_thread(lambda: ended.wait(20))
+    signal.signal(signal.SIGINT, before)
     ended.set()
 
 
