@@ -57,13 +57,15 @@ def memory_watch() -> Iterator[list[int]]:
     peak, stopped = [0], threading.Event()
 
     def watch() -> None:
-        while not stopped.wait(PROBE_SECONDS):
+        while True:
             total = 0
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 with suppress(psutil.Error, OSError):
                     lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
                     total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
             peak[0] = max(peak[0], total)
+            if stopped.wait(PROBE_SECONDS):
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -76,14 +78,11 @@ def main() -> None:
     """Print a line for every size."""
     sizes = [int(argument) for argument in sys.argv[1:] if "=" not in argument] or [10_000, 100_000]
     settings = dict(argument.split("=") for argument in sys.argv[1:] if "=" in argument)
-    noise, config = (
-        float(settings.get("noise", 1.7)),
-        ClusterConfig.model_validate({"index": settings.get("index", "auto")}),
-    )
+    noise = float(settings.get("noise", 1.7))
+    config = ClusterConfig.model_validate({"index": settings.get("index", "auto")})
     connect(WorkersConfig(), object_store_bytes(max(sizes), WIDTH))
-    cluster_features(
-        people(2000, noise)[0], ClusterConfig(block_rows=1000), lambda *_: None
-    )  # compiles, starts workers
+    warm_up = ClusterConfig(block_rows=1000)
+    cluster_features(people(2000, noise)[0], warm_up, lambda *_: None)  # compiles, starts workers
     print(f"{WIDTH} numbers each, {IMAGES_PER_PERSON} images per person, noise {noise}, index {config.index}")
     for size in sizes:
         features, ids = people(size, noise)

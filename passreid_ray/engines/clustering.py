@@ -58,6 +58,13 @@ class CameraConfig(Section):
     k2_other: int = Field(default=4, ge=0)
     """Neighbours in other cameras whose codes are averaged."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for averaged, found in (("k2_same", "k1_same"), ("k2_other", "k1_other")):
+            if getattr(self, averaged) > getattr(self, found):
+                raise ValueError(f"{averaged}: at most {found}={getattr(self, found)}, got {getattr(self, averaged)}")
+        return self
+
 
 class ClusterConfig(Section):
     """Pseudo-labels: k-reciprocal neighbours, Jaccard distance, DBSCAN; the defaults are Cluster Contrast's."""
