@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 
-
 READER_SECONDS = 10.0
 """How long a checkpoint waits for the driver to write down what it was told."""
 
