@@ -5,6 +5,7 @@ when a process dies, and put together again; how they were cut changes nothing i
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -133,8 +134,8 @@ def cluster_features(
     ``cameras_N`` is needed when ``config.cameras`` is enabled. ``persons_N`` (None where unknown) only enter the health
     figures. ``last_N``: labels that are kept when the ladder finds no usable ones. ``refiner`` moves features towards
     their ``refiner_neighbours`` nearest before anything else. ``overwrite``: features may be changed, which saves the
-    memory of a second matrix. Raises ``UserError`` for features that are not finite or
-    all zero, for sizes that do not fit, and when no usable clusters are found.
+    memory of a second matrix. Raises ``UserError`` for features that are not finite or all zero, for sizes that do not
+    fit, and when no usable clusters are found.
     """
     features_ND = unit_features(features_ND, overwrite=overwrite)
     spread = _Spread(len(features_ND), config.block_rows, progress)
@@ -184,7 +185,7 @@ def _refined(
     features_ND: NDArray[np.float32], refiner: NeighbourRefiner, k: int, config: ClusterConfig, spread: "_Spread"
 ) -> NDArray[np.float32]:
     neighbours_NK = _nearest(features_ND, min(k + 1, len(features_ND)), _kind(config, len(features_ND)), spread)
-    refiner = refiner.cpu().eval()
+    refiner = deepcopy(refiner).cpu().eval()  # the one that is given is being trained, perhaps on a GPU
     for layer in range(len(refiner.layers)):
         blocks = spread.collect("refinement", _refine_block, refiner, features_ND, neighbours_NK, layer)
         features_ND = np.concatenate(blocks)
@@ -202,6 +203,7 @@ class _Graph:
 
     def __init__(self, features_ND: NDArray[np.float32], neighbourhood: Neighbourhood, spread: "_Spread") -> None:
         self._spread = spread
+        self.num_rows = spread.num_rows
         mutual_NK = reciprocal_half(neighbourhood)
         codes = spread.collect("codes", _encode_block, neighbourhood, mutual_NK, features_ND)
         codes_NN = sp.csr_array(sp.vstack(codes, "csr"))
@@ -239,7 +241,7 @@ class _Graph:
 
 
 def _quantile_eps(graph: _Graph, config: ClusterConfig) -> float:
-    rows = np.linspace(0, graph._spread.num_rows - 1, min(QUANTILE_ROWS, graph._spread.num_rows), dtype=np.int64)
+    rows = np.linspace(0, graph.num_rows - 1, min(QUANTILE_ROWS, graph.num_rows), dtype=np.int64)
     assert config.eps_quantile is not None
     eps = float(np.quantile(graph.nearest_distances(rows, config.min_samples), config.eps_quantile))
     return min(max(eps, 1e-3), 1.0)

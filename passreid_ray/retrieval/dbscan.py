@@ -17,8 +17,9 @@ def dbscan_labels(distance: sp.csr_array, eps: float = 0.6, min_samples: int = 4
 
     ``distance`` stores at least all pairs up to ``eps``, the diagonal and stored zeros included, and is symmetric. A
     row is core when at least ``min_samples`` rows, itself among them, lie within ``eps``; another row within ``eps`` of
-    a core row joins the lowest of their clusters. Equal to scikit-learn's on the dense matrix (Ester et al., KDD 1996).
-    Raises ``UserError`` when ``eps`` is not in (0, 1] or ``min_samples`` is not positive.
+    a core row joins the lowest of their clusters. Equal to scikit-learn's on the dense matrix (Ester et al., KDD 1996),
+    but that rows with nothing in common, at a distance of 1, are never neighbours. Raises ``UserError`` when ``eps`` is
+    not in (0, 1] or ``min_samples`` is not positive.
     """
     check_density(eps, min_samples)
     distance = sp.csr_array(distance)
@@ -62,9 +63,10 @@ def core_links(block_RN: sp.csr_array, eps: float, first_row: int, is_core_N: ND
 def merge_links(links: Sequence[NDArray[np.int32]], is_core_N: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Cluster of every core row from the links of all blocks, numbered by first core row; -1 for the others."""
     pairs = np.concatenate([*links, np.empty((0, 2), np.int32)])
-    graph = sp.coo_array(
-        (np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(is_core_N), len(is_core_N))
-    )
+    num_rows = len(is_core_N)
+    # Several blocks may give the same pair, and its ones are added up: in a narrow type hundreds of them would be zero.
+    ones = np.ones(len(pairs), np.float32)
+    graph = sp.coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(num_rows, num_rows))
     component_N = connected_components(graph, directed=False)[1]
     core = np.flatnonzero(is_core_N)
     _, first, inverse = np.unique(component_N[core], return_index=True, return_inverse=True)

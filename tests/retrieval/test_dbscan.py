@@ -120,3 +120,8 @@ def test_far_rows_are_all_outliers_or_clusters_of_one() -> None:
 def test_unusable_densities_are_refused(eps: float, min_samples: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         dbscan_labels(stored(np.zeros((2, 2), np.float32)), eps, min_samples)
+
+
+def test_a_pair_that_very_many_blocks_give_still_connects() -> None:
+    links = [np.array([[1, 0]], np.int32)] * 256
+    assert merge_links(links, np.ones(2, bool)).tolist() == [0, 0]
