@@ -51,7 +51,7 @@ class CameraConfig(Section):
     enabled: bool = False
     """Use the sizes below instead of k1 and k2; every image then needs a camera."""
     k1_same: int = Field(default=5, ge=1)
-    """Neighbours within the camera of an image, itself included."""
+    """Neighbours within the camera of an image, itself not counted."""
     k1_other: int = Field(default=20, ge=1)
     """Neighbours in all other cameras."""
     k2_same: int = Field(default=2, ge=1)

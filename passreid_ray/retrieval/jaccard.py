@@ -22,7 +22,11 @@ from passreid_ray.retrieval.neighbours import IndexKind, build_index, check_k, u
 
 @dataclass(frozen=True)
 class CameraSizes:
-    """Sizes of the neighbour sets within a row's camera and over all others; defaults of CA-Jaccard."""
+    """Sizes of the neighbour sets within a row's camera and over all others; defaults of CA-Jaccard.
+
+    ``k1_same`` and ``k1_other`` count one less than the columns of their lists, the first of which, in its own camera,
+    is the row itself; ``k2_same`` and ``k2_other`` are columns.
+    """
 
     k1_same: int = 5
     k1_other: int = 20
@@ -47,9 +51,9 @@ def jaccard_distance(
     is the size of the neighbour sets, the row itself included; ``k2`` that of the query expansion, 1 for none.
 
     With ``cameras_N`` (a camera per row) neighbours and expansion are balanced over cameras by ``camera_sizes``, and
-    ``k1`` and ``k2`` are not used (CA-Jaccard, Chen et al., CVPR 2024). Raises ``UserError`` for features that are not
-    finite or all zero, and for sizes that do not fit N. Source: Zhong et al., arXiv:1701.08398; equal to the clustering
-    distance of Cluster Contrast (arXiv:2103.11568) and PASS.
+    ``k1`` and ``k2`` are not used (CA-Jaccard, Chen et al., arXiv:2311.10605). Raises ``UserError`` for features that
+    are not finite or all zero, and for sizes that do not fit N. Source: Zhong et al., arXiv:1701.08398; equal to the
+    clustering distance of Cluster Contrast (arXiv:2103.11568) and PASS.
     """
     features_ND = unit_features(features_ND)
     if cameras_N is None:
@@ -82,24 +86,28 @@ def plain_neighbourhood(rows_NK: NDArray[np.int32], k2: int) -> Neighbourhood:
 def camera_neighbourhood(
     features_ND: NDArray[np.float32], cameras_N: Any, sizes: CameraSizes, index: IndexKind
 ) -> Neighbourhood:
-    """Neighbour lists of so many rows of the own camera, then so many of all others."""
+    """Neighbour lists of so many rows of the own camera, then so many of all others.
+
+    As in the code of CA-Jaccard no sets of the nearer half are added: cameras are balanced instead.
+    """
     codes_N = np.unique(np.asarray(cameras_N), return_inverse=True)[1]
     if len(codes_N) != len(features_ND):
         raise UserError(f"cameras: {len(codes_N)} cameras for {len(features_ND)} features; give one per row")
-    rows_NK = np.full((len(features_ND), sizes.k1_same + sizes.k1_other), -1, np.int32)
+    num_same, num_other = sizes.k1_same + 1, sizes.k1_other + 1
+    rows_NK = np.full((len(features_ND), num_same + num_other), -1, np.int32)
     for camera in range(codes_N.max() + 1):
         own, others = np.flatnonzero(codes_N == camera), np.flatnonzero(codes_N != camera)
         for base, k, columns in (
-            (own, sizes.k1_same, slice(0, sizes.k1_same)),
-            (others, sizes.k1_other, slice(sizes.k1_same, None)),
+            (own, num_same, slice(0, num_same)),
+            (others, num_other, slice(num_same, None)),
         ):
             if len(base):
                 _, found = build_index(features_ND[base], index).search(features_ND[own], k)
                 rows_NK[own, columns] = np.where(found >= 0, base[found], -1)
-    column_K = np.concatenate([np.arange(sizes.k1_same), np.arange(sizes.k1_other)])
-    is_same_K = np.arange(len(column_K)) < sizes.k1_same
-    is_half_K = column_K < np.where(is_same_K, half_size(sizes.k1_same), half_size(sizes.k1_other))
-    return Neighbourhood(rows_NK, is_half_K, column_K < np.where(is_same_K, sizes.k2_same, sizes.k2_other))
+    column_K = np.concatenate([np.arange(num_same), np.arange(num_other)])
+    is_same_K = np.arange(len(column_K)) < num_same
+    is_expansion_K = column_K < np.where(is_same_K, sizes.k2_same, sizes.k2_other)
+    return Neighbourhood(rows_NK, np.zeros(len(column_K), np.bool_), is_expansion_K)
 
 
 def unit_weighting(features_ND: NDArray[np.float32]) -> Weighting:

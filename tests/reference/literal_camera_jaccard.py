@@ -1,4 +1,4 @@
-"""Camera-aware k-reciprocal distances by sets and loops, from the definition (Chen et al., CVPR 2024)."""
+"""Camera-aware k-reciprocal distances by sets and loops, from the definition (Chen et al., arXiv:2311.10605)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +27,10 @@ def literal_camera_jaccard(
     def mutual(lists: list[list[int]]) -> list[set[int]]:
         return [{other for other in lists[row] if row in lists[other]} for row in range(num_rows)]
 
-    def half(k1: int) -> int:
-        return int(np.around(k1 / 2)) + 1
-
-    sets = mutual([nearest(row, k1_same, k1_other) for row in range(num_rows)])
-    half_lists = [nearest(row, min(half(k1_same), k1_same), min(half(k1_other), k1_other)) for row in range(num_rows)]
-    half_sets = mutual(half_lists)
+    sets = mutual([nearest(row, k1_same + 1, k1_other + 1) for row in range(num_rows)])
     codes_NN = np.zeros((num_rows, num_rows), np.float32)
     for row in range(num_rows):
-        members = set(sets[row])
         for member in sets[row]:
-            if 3 * len(half_sets[member] & sets[row]) > 2 * len(half_sets[member]):
-                members |= half_sets[member]
-        for member in members:
             codes_NN[row, member] = np.exp(-np.square(wide[row] - wide[member]).sum())
         codes_NN[row] /= codes_NN[row].sum()
     expanded_NN = np.stack([codes_NN[nearest(row, k2_same, k2_other)].mean(axis=0) for row in range(num_rows)])

@@ -184,10 +184,12 @@ def test_cameras_with_fewer_images_than_neighbours_are_taken() -> None:
     np.testing.assert_allclose(dense(jaccard_distance(features_ND, cameras_N=cameras_N)), expected, rtol=0, atol=2e-6)
 
 
-def test_one_camera_is_plain_jaccard_of_the_own_cameras_sizes() -> None:
+def test_with_one_camera_all_neighbours_are_of_it() -> None:
     features_ND = clustered_features(10, 8, 16, 1.0, seed=10)
-    found = jaccard_distance(features_ND, cameras_N=np.zeros(80), camera_sizes=CameraSizes(k1_same=12, k2_same=3))
-    assert_identical(found, jaccard_distance(features_ND, 12, 3))
+    sizes = CameraSizes(k1_same=12, k1_other=7, k2_same=3, k2_other=2)
+    expected = literal_camera_jaccard(features_ND, np.zeros(80), 12, 7, 3, 2)
+    found = jaccard_distance(features_ND, cameras_N=np.zeros(80), camera_sizes=sizes)
+    np.testing.assert_allclose(dense(found), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
