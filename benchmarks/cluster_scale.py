@@ -16,8 +16,8 @@ import ray
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from passreid_ray.engines.cluster import WorkersConfig, connect
 from passreid_ray.engines.clustering import ClusterConfig, cluster_features, object_store_bytes
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 
 WIDTH, IMAGES_PER_PERSON = 384, 20
 PROBE_SECONDS = 3.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from passreid_ray.engines.cluster import WorkersConfig, connect
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

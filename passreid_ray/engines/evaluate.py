@@ -14,9 +14,9 @@ from rich.table import Table
 
 from passreid_ray.config import Section, UserPath
 from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
-from passreid_ray.engines.cluster import WorkersConfig, connect
 from passreid_ray.engines.features import FeatureConfig, extract, load_model
 from passreid_ray.engines.progress import PhaseLines
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 from passreid_ray.engines.run_folder import check_writable
 from passreid_ray.errors import UserError
 from passreid_ray.models.fusion import Fusion

@@ -15,8 +15,8 @@ from pydantic import Field
 from passreid_ray.config import Section, UserPath, build
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
-from passreid_ray.engines.cluster import num_cores
 from passreid_ray.engines.embedding import FusedViT, embed, read_images
+from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel, load_backbone, load_reid_model
 from passreid_ray.models.config import ModelConfig, NeckConfig

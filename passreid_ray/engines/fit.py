@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 
-from passreid_ray.engines.cluster import WorkersConfig
+from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.errors import UserError
 

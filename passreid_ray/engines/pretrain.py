@@ -20,11 +20,11 @@ from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.order import EpochOrder
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
-from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.embedding import FusedViT, embed_rows, read_images
 from passreid_ray.engines.evaluate import LabelledData, as_metrics, score
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_patches, check_readable
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
 from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.warm_start import WarmStartConfig, warm_start

@@ -25,7 +25,6 @@ from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
-from passreid_ray.engines.cluster import connect, data_cpus
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
 from passreid_ray.engines.embedding import embed_rows
@@ -33,6 +32,7 @@ from passreid_ray.engines.evaluate import as_metrics, score
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
+from passreid_ray.engines.ray_cluster import connect, data_cpus
 from passreid_ray.engines.run_folder import check_same_data, prepare
 from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from passreid_ray.config import Section, UserPath
 from passreid_ray.data import Source, SyntheticSource
-from passreid_ray.engines.cluster import WorkersConfig
 from passreid_ray.engines.clustering import ClusterConfig
 from passreid_ray.engines.evaluate import LabelledData
+from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.losses import ClusterMemory
 from passreid_ray.losses.cluster_memory import MemoryUpdate, Negatives

@@ -11,8 +11,8 @@ import torch
 from ray.exceptions import RayTaskError
 
 from passreid_ray.engines.board import Board
-from passreid_ray.engines.cluster import WorkersConfig
 from passreid_ray.engines.fit import _outcome_in_thread, _user_error, fit
+from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.errors import UserError
 

@@ -8,8 +8,8 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from passreid_ray.engines import cluster as cluster_module
-from passreid_ray.engines.cluster import WorkersConfig, connect, data_cpus, num_cores
+from passreid_ray.engines import ray_cluster as cluster_module
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus, num_cores
 from passreid_ray.errors import UserError
 from tests.processes import own_processes
 
@@ -99,7 +99,7 @@ def test_usage_statistics_are_off_and_token_authentication_is_on(cluster: None) 
 
 def test_starting_and_ending_a_local_cluster_says_nothing() -> None:
     script = (
-        "from passreid_ray.engines.cluster import WorkersConfig, connect\n"
+        "from passreid_ray.engines.ray_cluster import WorkersConfig, connect\n"
         "import ray\n"
         "connect(WorkersConfig())\n"
         "assert ray.data.range(4).map_batches(lambda batch: batch).count() == 4\n"
