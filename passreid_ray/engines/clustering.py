@@ -4,19 +4,18 @@ The steps themselves are pure functions in ``retrieval``. Here they are cut into
 when a process dies, and put together again; how they were cut changes nothing in the labels.
 """
 
-from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
-import ray
 import scipy.sparse as sp
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from passreid_ray.config import Section
+from passreid_ray.engines.progress import PhaseProgress
+from passreid_ray.engines.row_blocks import RowBlocks
 from passreid_ray.errors import UserError
 from passreid_ray.models import NeighbourRefiner, refine_features
 from passreid_ray.retrieval.dbscan import OUTLIER, attach_border, core_links, count_within, merge_links
@@ -34,15 +33,7 @@ from passreid_ray.retrieval.neighbours import IndexKind, NeighbourIndex, build_i
 
 EXACT_UP_TO_ROWS = 100_000
 """Beyond, 8-bit search is so much faster that "auto" takes it."""
-IN_PROCESS_ROWS = 8192
-"""Up to here the work is done before a Ray task would have started."""
-BLOCK_ROWS = (1024, 16384)
-BLOCKS_PER_CPU = 4
-MAX_TASK_RETRIES = 10
 QUANTILE_ROWS = 2048
-
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, the rows done and all its rows."""
 
 
 class CameraConfig(Section):
@@ -120,7 +111,7 @@ class PseudoLabels:
 def cluster_features(
     features_ND: NDArray[np.float32],
     config: ClusterConfig,
-    progress: Progress,
+    progress: PhaseProgress,
     *,
     cameras_N: NDArray[np.object_] | None = None,
     persons_N: NDArray[np.object_] | None = None,
@@ -138,7 +129,7 @@ def cluster_features(
     fit, and when no usable clusters are found.
     """
     features_ND = unit_features(features_ND, overwrite=overwrite)
-    spread = _Spread(len(features_ND), config.block_rows, progress)
+    spread = RowBlocks(len(features_ND), config.block_rows, progress)
     if refiner is not None:
         features_ND = _refined(features_ND, refiner, refiner_neighbours, config, spread)
     neighbourhood, found_recall = _neighbourhood(features_ND, config, cameras_N, spread)
@@ -154,7 +145,7 @@ def object_store_bytes(num_rows: int, width: int) -> int:
 
 
 def _neighbourhood(
-    features_ND: NDArray[np.float32], config: ClusterConfig, cameras_N: NDArray[np.object_] | None, spread: "_Spread"
+    features_ND: NDArray[np.float32], config: ClusterConfig, cameras_N: NDArray[np.object_] | None, spread: RowBlocks
 ) -> tuple[Neighbourhood, float | None]:
     kind = _kind(config, len(features_ND))
     if config.cameras.enabled:
@@ -171,7 +162,7 @@ def _neighbourhood(
     return plain_neighbourhood(rows_NK, config.k2), found_recall
 
 
-def _nearest(features_ND: NDArray[np.float32], k: int, kind: IndexKind, spread: "_Spread") -> NDArray[np.int32]:
+def _nearest(features_ND: NDArray[np.float32], k: int, kind: IndexKind, spread: RowBlocks) -> NDArray[np.int32]:
     index = build_index(features_ND, kind)
     if isinstance(index, DeviceIndex):  # this process has a GPU, and faster it will not get
         spread.progress("neighbours", 0, len(features_ND))
@@ -182,7 +173,7 @@ def _nearest(features_ND: NDArray[np.float32], k: int, kind: IndexKind, spread: 
 
 
 def _refined(
-    features_ND: NDArray[np.float32], refiner: NeighbourRefiner, k: int, config: ClusterConfig, spread: "_Spread"
+    features_ND: NDArray[np.float32], refiner: NeighbourRefiner, k: int, config: ClusterConfig, spread: RowBlocks
 ) -> NDArray[np.float32]:
     neighbours_NK = _nearest(features_ND, min(k + 1, len(features_ND)), _kind(config, len(features_ND)), spread)
     refiner = deepcopy(refiner).cpu().eval()  # the one that is given is being trained, perhaps on a GPU
@@ -201,7 +192,7 @@ def _kind(config: ClusterConfig, num_rows: int) -> IndexKind:
 class _Graph:
     """Expanded codes of all rows, and from them the pairs within a distance, as blocks that stay where they are."""
 
-    def __init__(self, features_ND: NDArray[np.float32], neighbourhood: Neighbourhood, spread: "_Spread") -> None:
+    def __init__(self, features_ND: NDArray[np.float32], neighbourhood: Neighbourhood, spread: RowBlocks) -> None:
         self._spread = spread
         self.num_rows = spread.num_rows
         mutual_NK = reciprocal_half(neighbourhood)
@@ -280,71 +271,6 @@ def _trouble(labels_N: NDArray[np.int64], config: ClusterConfig) -> tuple[str, i
     if health.largest_share > config.max_cluster_share and health.num_clusters >= 1:
         return f"one cluster holds {health.largest_share:.0%}", -1
     return "", 0
-
-
-class _Spread:
-    """Runs a function on row blocks: as Ray tasks, or in this process when there are few rows."""
-
-    def __init__(self, num_rows: int, block_rows: int | None, progress: Progress) -> None:
-        self.num_rows = num_rows
-        self.progress = progress
-        self._is_local = block_rows is None and num_rows <= IN_PROCESS_ROWS
-        if block_rows is None:
-            cpus = 1 if self._is_local else ray.cluster_resources().get("CPU", 1)
-            low, high = BLOCK_ROWS
-            block_rows = num_rows if self._is_local else int(min(max(low, num_rows / (BLOCKS_PER_CPU * cpus)), high))
-        self.blocks = [slice(a, min(a + block_rows, num_rows)) for a in range(0, num_rows, block_rows)]
-
-    def share(self, value: Any) -> Any:
-        """``value`` where every task can read it."""
-        return value if self._is_local else ray.put(value)
-
-    def read(self, shared: Any) -> Any:
-        """What was shared."""
-        return ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
-
-    def collect(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
-        """``function(rows, *shared)`` of every block, in order."""
-        return [self.read(result) for result in self.leave(phase, function, *shared)]
-
-    def leave(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
-        """Like ``collect``, but results stay with Ray."""
-        self.progress(phase, 0, self.num_rows)
-        places = [value if isinstance(value, ray.ObjectRef) else self.share(value) for value in shared]
-        results = self._run(function, [(rows, *places) for rows in self.blocks])
-        waiting, done = [] if self._is_local else list(results), 0
-        sizes = dict(zip(waiting, (rows.stop - rows.start for rows in self.blocks), strict=False))
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
-            done += sum(sizes[result] for result in ready)
-            self.progress(phase, done, self.num_rows)
-        if self._is_local:
-            self.progress(phase, self.num_rows, self.num_rows)
-        return results
-
-    def follow(self, function: Callable[..., Any], results: Sequence[Any], *shared: Any) -> list[Any]:
-        """``function(rows, result, *shared)`` of every block's earlier result, in order."""
-        found = self._run(
-            function, [(rows, result, *shared) for rows, result in zip(self.blocks, results, strict=True)]
-        )
-        return [self.read(result) for result in found]
-
-    def _run(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-        if self._is_local:
-            return [function(*call) for call in calls]
-        task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT")(
-            _single_threaded(function)
-        )
-        return [task.remote(*call) for call in calls]
-
-
-def _single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
-    def block_task(*arguments: Any) -> Any:
-        torch.set_num_threads(1)  # there is a task for every core
-        return function(*arguments)
-
-    block_task.__name__ = getattr(function, "__name__", "block").strip("_")  # what ps and the dashboard show
-    return block_task
 
 
 def _search_block(rows: slice, index: NeighbourIndex, k: int) -> NDArray[np.int32]:

@@ -3,7 +3,7 @@
 Reads from top to bottom in the order it runs: settings, the model, the actor, ``extract``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from passreid_ray.config import Section, UserPath, build
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
 from passreid_ray.engines.embedding import FusedViT, embed, read_images
+from passreid_ray.engines.progress import PhaseProgress
 from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel, load_backbone, load_reid_model
@@ -25,8 +26,6 @@ from passreid_ray.train.state_files import find_checkpoint, load_state, tensors_
 from passreid_ray.views import PixelStatistics
 
 BackboneOf = Literal["teacher", "student"]
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, the rows done and all its rows."""
 
 
 class FeatureConfig(Section):
@@ -119,7 +118,7 @@ def extract(
     rows: Rows,
     loaded: Loaded,
     batch_size: int,
-    progress: Progress,
+    progress: PhaseProgress,
     files: FeatureFiles | None = None,
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Features ``(N, D)`` of ``rows`` in their order, NaN for images that could not be used, and those images.
@@ -156,7 +155,7 @@ def _take(
     size: int,
     done: int,
     total: int,
-    progress: Progress,
+    progress: PhaseProgress,
 ) -> tuple[np.ndarray, list[str | None]]:
     """What was left over, and as many batches as make ``size`` rows of it."""
     parts = [features_ND]

@@ -1,12 +1,15 @@
 """How far a run is: a live bar in a terminal, now and then a line anywhere else, such as in a log file."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+PhaseProgress = Callable[[str, int, int], None]
+"""Called with a phase's name, the rows done and all its rows."""
 LINE_SECONDS = 30.0
 SHORT_SECONDS = 5.0
 """Phases that take less are not worth a line."""

@@ -121,8 +121,8 @@ def fitted_backbone(model: PartViT, checkpoint: CheckpointTensors) -> tuple[dict
             f"the first is {lacking[0]!r}; found keys like {_examples(tensors)}"
         )
     unexpected = [key for key in given if key not in wanted]
-    for key in wanted.keys() & given.keys():
-        if given[key].shape != wanted[key].shape:
+    for key in wanted:  # in the model's order, so that the error is the same every time
+        if key in given and given[key].shape != wanted[key].shape:
             hint = "stem and patch size" if key.startswith("patch_embed") else "trunk, embed_dim and depth"
             raise UserError(
                 f"{where}: {key} is {tuple(given[key].shape)} there and {tuple(wanted[key].shape)} in the model; "

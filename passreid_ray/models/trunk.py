@@ -31,7 +31,7 @@ def build_trunk(name: str, image_size: tuple[int, int], trunk_kwargs: dict[str, 
     if not timm.is_model(name):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5))
         raise UserError(f"trunk: timm has no model {name!r}" + (f"; near names: {near}" if near else ""))
-    for key in trunk_kwargs.keys() & _OURS.keys():
+    for key in [key for key in trunk_kwargs if key in _OURS]:
         raise UserError(f"trunk: {key!r} is not passed on to timm; {_OURS[key]}")
     try:
         trunk = timm.create_model(

@@ -11,11 +11,9 @@ from passreid_ray.errors import UserError
 from passreid_ray.retrieval.k_reciprocal import (
     Neighbourhood,
     Weighting,
-    encode,
-    expand,
+    expanded_codes,
     half_size,
     overlap_distance,
-    reciprocal_half,
 )
 from passreid_ray.retrieval.neighbours import IndexKind, build_index, check_k, unit_features
 
@@ -62,9 +60,7 @@ def jaccard_distance(
         neighbourhood = plain_neighbourhood(rows_NK, k2)
     else:
         neighbourhood = camera_neighbourhood(features_ND, cameras_N, camera_sizes or CameraSizes(), index)
-    everything, weighting = slice(0, len(features_ND)), unit_weighting(features_ND)
-    codes_NN = encode(neighbourhood, reciprocal_half(neighbourhood), features_ND, weighting, everything)
-    expanded_NN = expand(codes_NN, neighbourhood, everything)
+    expanded_NN = expanded_codes(neighbourhood, features_ND, unit_weighting(features_ND))
     return overlap_distance(expanded_NN, expanded_NN.tocsc(), max_distance)
 
 

@@ -84,6 +84,15 @@ def encode(
     return _stacked(blocks, len(features_ND))
 
 
+def expanded_codes(
+    neighbourhood: Neighbourhood, features_ND: NDArray[np.float32], weighting: Weighting
+) -> sp.csr_array:
+    """Expanded codes of all rows, ``(N, N)``, in this process."""
+    everything = slice(0, len(features_ND))
+    codes_NN = encode(neighbourhood, reciprocal_half(neighbourhood), features_ND, weighting, everything)
+    return expand(codes_NN, neighbourhood, everything)
+
+
 def expand(codes_NN: sp.csr_array, neighbourhood: Neighbourhood, rows: slice) -> sp.csr_array:
     """Expanded codes of the rows of a block, ``(rows, N)``."""
     columns = np.flatnonzero(neighbourhood.is_expansion_K)

@@ -9,11 +9,9 @@ from passreid_ray.errors import UserError
 from passreid_ray.retrieval.k_reciprocal import (
     Neighbourhood,
     Weighting,
-    encode,
-    expand,
+    expanded_codes,
     half_size,
     overlap_distance,
-    reciprocal_half,
 )
 from passreid_ray.retrieval.neighbours import unit_features
 from passreid_ray.retrieval.scan import exact_index
@@ -69,10 +67,7 @@ def rerank_from(
     num_queries, k1 = len(squared_QG), rows_NK.shape[1] - 1
     column_K = np.arange(k1 + 1)
     neighbourhood = Neighbourhood(rows_NK, column_K < half_size(k1), column_K < k2)
-    everything = slice(0, len(features_ND))
-    weighting = Weighting(largest_N, squared=squared_twice)
-    codes_NN = encode(neighbourhood, reciprocal_half(neighbourhood), features_ND, weighting, everything)
-    expanded_NN = expand(codes_NN, neighbourhood, everything)
+    expanded_NN = expanded_codes(neighbourhood, features_ND, Weighting(largest_N, squared=squared_twice))
     columns_NG = expanded_NN[num_queries:].tocsc()
     for first in range(0, num_queries, _QUERY_ROWS):
         own = slice(first, min(first + _QUERY_ROWS, num_queries))

@@ -1,0 +1,80 @@
+"""Functions of row blocks, spread over Ray: restarted when a process dies, put together again in order."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from passreid_ray.engines.progress import PhaseProgress
+
+IN_PROCESS_ROWS = 8192
+"""Up to here the work is done before a Ray task would have started."""
+BLOCK_ROWS = (1024, 16384)
+BLOCKS_PER_CPU = 4
+MAX_TASK_RETRIES = 10
+
+
+class RowBlocks:
+    """Runs a function on row blocks: as Ray tasks, or in this process when there are few rows."""
+
+    def __init__(self, num_rows: int, block_rows: int | None, progress: PhaseProgress) -> None:
+        self.num_rows = num_rows
+        self.progress = progress
+        self._is_local = block_rows is None and num_rows <= IN_PROCESS_ROWS
+        if block_rows is None:
+            cpus = 1 if self._is_local else ray.cluster_resources().get("CPU", 1)
+            low, high = BLOCK_ROWS
+            block_rows = num_rows if self._is_local else int(min(max(low, num_rows / (BLOCKS_PER_CPU * cpus)), high))
+        self.blocks = [slice(a, min(a + block_rows, num_rows)) for a in range(0, num_rows, block_rows)]
+
+    def share(self, value: Any) -> Any:
+        """``value`` where every task can read it."""
+        return value if self._is_local else ray.put(value)
+
+    def read(self, shared: Any) -> Any:
+        """What was shared."""
+        return ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
+
+    def collect(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
+        """``function(rows, *shared)`` of every block, in order."""
+        return [self.read(result) for result in self.leave(phase, function, *shared)]
+
+    def leave(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
+        """Like ``collect``, but results stay with Ray."""
+        self.progress(phase, 0, self.num_rows)
+        places = [value if isinstance(value, ray.ObjectRef) else self.share(value) for value in shared]
+        results = self._run(function, [(rows, *places) for rows in self.blocks])
+        waiting, done = [] if self._is_local else list(results), 0
+        sizes = dict(zip(waiting, (rows.stop - rows.start for rows in self.blocks), strict=False))
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
+            done += sum(sizes[result] for result in ready)
+            self.progress(phase, done, self.num_rows)
+        if self._is_local:
+            self.progress(phase, self.num_rows, self.num_rows)
+        return results
+
+    def follow(self, function: Callable[..., Any], results: Sequence[Any], *shared: Any) -> list[Any]:
+        """``function(rows, result, *shared)`` of every block's earlier result, in order."""
+        found = self._run(
+            function, [(rows, result, *shared) for rows, result in zip(self.blocks, results, strict=True)]
+        )
+        return [self.read(result) for result in found]
+
+    def _run(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+        if self._is_local:
+            return [function(*call) for call in calls]
+        task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT")(
+            _single_threaded(function)
+        )
+        return [task.remote(*call) for call in calls]
+
+
+def _single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def block_task(*arguments: Any) -> Any:
+        torch.set_num_threads(1)  # there is a task for every core
+        return function(*arguments)
+
+    block_task.__name__ = getattr(function, "__name__", "block").strip("_")  # what ps and the dashboard show
+    return block_task
