@@ -88,6 +88,7 @@ class Monitor:
             "start": self._on_start,
             "metrics": self._on_metrics,
             "evaluation": self._on_evaluation,
+            "record": lambda step, metrics, **_: self._log.write(step, metrics),
             "say": lambda text, **_: self._progress.say(text),
             "phase": lambda phase, done, total, **_: self._progress.phase(phase, done, total),
             "round": self._on_round,

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from passreid_ray import distributed
 from passreid_ray.config import Section, UserPath
 from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
+from passreid_ray.engines.embedding import Embedder, ImageInput, embed_rows
 from passreid_ray.engines.features import FeatureConfig, extract, load_model
 from passreid_ray.engines.progress import PhaseLines
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect
@@ -117,6 +120,16 @@ def score(features_ND: np.ndarray, rows: Rows, retrieval: RetrievalConfig, bad: 
         cameras[gallery] if has_cameras else None,
         max_rank=retrieval.max_rank,
     )
+
+
+def measure(
+    model: Embedder, rows: Rows, image_input: ImageInput, retrieval: RetrievalConfig, device: torch.device
+) -> dict[str, float]:
+    """``evaluation/*`` of ``model`` on query and gallery ``rows``, on rank 0; all workers share the features."""
+    features_ND, bad = embed_rows(model, rows, image_input, batch_size=retrieval.batch_size, device=device)
+    if distributed.rank() != 0:
+        return {}
+    return {f"evaluation/{name}": value for name, value in as_metrics(score(features_ND, rows, retrieval, bad)).items()}
 
 
 def as_metrics(result: RankingResult) -> dict[str, float]:

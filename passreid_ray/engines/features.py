@@ -15,13 +15,14 @@ from pydantic import Field
 from passreid_ray.config import Section, UserPath, build
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
-from passreid_ray.engines.embedding import FusedViT, embed, read_images
+from passreid_ray.engines.embedding import FusedViT, ImageInput, TunedFeatures, embed, read_images
 from passreid_ray.engines.progress import PhaseProgress
 from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel, load_backbone, load_reid_model
 from passreid_ray.models.config import ModelConfig, NeckConfig
 from passreid_ray.models.fusion import Fusion
+from passreid_ray.train.finetune_state import published_tensors
 from passreid_ray.train.state_files import find_checkpoint, load_state, tensors_below
 from passreid_ray.views import PixelStatistics
 
@@ -55,9 +56,8 @@ class FeatureConfig(Section):
 class Loaded:
     """A model that makes features, and what images must be made into for it."""
 
-    model: FusedViT | ReidModel
-    size_px: tuple[int, int]
-    pixels: PixelStatistics
+    model: FusedViT | ReidModel | TunedFeatures
+    image_input: ImageInput
     notes: str
     """What was loaded, for the reader."""
 
@@ -65,39 +65,43 @@ class Loaded:
 def load_model(config: FeatureConfig, fusion: Fusion) -> Loaded:
     """``config``'s checkpoint, or random weights. A tuned checkpoint fuses its tokens in its own way."""
     size_px = config.image_size_px or (256, 128)
-    pixels = config.pixels or PixelStatistics()
+    image_input = ImageInput(size_px, config.pixels or PixelStatistics())
     if config.checkpoint is None:
         torch.manual_seed(config.seed)
         backbone = config.model.build(size_px, config.num_parts)
-        return Loaded(FusedViT(backbone, fusion), size_px, pixels, "random weights")
+        return Loaded(FusedViT(backbone, fusion), image_input, "random weights")
     if not config.checkpoint.exists():
         raise UserError(f"checkpoint: {config.checkpoint} does not exist")
     if config.checkpoint.is_dir():
         return _load_own(config, fusion, config.checkpoint)
     backbone = config.model.build(size_px, config.num_parts)
     notes = f"{config.checkpoint}: {load_backbone(backbone, config.checkpoint)}"
-    return Loaded(FusedViT(backbone, fusion), size_px, pixels, notes)
+    return Loaded(FusedViT(backbone, fusion), image_input, notes)
 
 
 def _load_own(config: FeatureConfig, fusion: Fusion, path: Any) -> Loaded:
     folder = find_checkpoint(path)
     tensors, meta = load_state(folder)
     settings = meta["config"]
-    views = settings["views"]
-    is_tuned = "neck" in settings
-    size_px = config.image_size_px or tuple(views["image_size_px" if is_tuned else "global_size_px"])
-    pixels = config.pixels or PixelStatistics(mean=views["mean"], std=views["std"])
-    num_parts = settings["num_parts"] if is_tuned else views["num_parts"]
+    # Pre-training has views of parts, tuning has necks, tuning with labels says on which side of them features are.
+    kind = "pretrain" if "neck" not in settings else "finetune" if "feature" in settings else "usl"
+    views = settings.get("undistorted") or settings["views"]
+    size_px = config.image_size_px or tuple(views["global_size_px" if kind == "pretrain" else "image_size_px"])
+    num_parts = (settings["views"] if kind == "pretrain" else settings)["num_parts"]
     backbone = build(ModelConfig, settings["model"]).build(size_px, num_parts)
-    prefix = "model." if is_tuned else f"{config.weights}.backbone."
-    state = tensors_below(tensors, prefix)
-    if is_tuned:
-        model = build(NeckConfig, settings["neck"]).build(backbone)
-        notes = f"{folder}, step {meta['step']}: {load_reid_model(model, state)}"
-    else:
-        model = FusedViT(backbone, fusion)
-        notes = f"{config.weights} of {folder}, step {meta['step']}: {load_backbone(backbone, state)}"
-    return Loaded(model, size_px, pixels, notes)
+    image_input = ImageInput(
+        size_px,
+        config.pixels or PixelStatistics(mean=views["mean"], std=views["std"]),
+        backbone.patch_size[0] if settings.get("undistorted") else None,
+    )
+    where = f"{folder}, step {meta['step']}"
+    if kind == "pretrain":
+        state = tensors_below(tensors, f"{config.weights}.backbone.")
+        notes = f"{config.weights} of {where}: {load_backbone(backbone, state)}"
+        return Loaded(FusedViT(backbone, fusion), image_input, notes)
+    model = build(NeckConfig, settings["neck"]).build(backbone)
+    notes = f"{where}: {load_reid_model(model, published_tensors(tensors))}"
+    return Loaded(TunedFeatures(model, settings["feature"]) if kind == "finetune" else model, image_input, notes)
 
 
 class FeatureActor:
@@ -106,11 +110,13 @@ class FeatureActor:
     def __init__(self, model: Any, *, threads: int) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = cast(FusedViT | ReidModel, ray.get(model)).to(self._device).eval()
+        self._model = cast(FusedViT | ReidModel | TunedFeatures, ray.get(model)).to(self._device).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images_BCHW = torch.from_numpy(batch.pop("image").copy()).to(self._device)
-        return {**batch, "feature": embed(self._model, images_BCHW).cpu().numpy()}
+        grid = batch.pop("grid", None)
+        grids_B2 = None if grid is None else torch.from_numpy(grid.copy())
+        return {**batch, "feature": embed(self._model, images_BCHW, grids_B2).cpu().numpy()}
 
 
 def extract(
@@ -177,18 +183,19 @@ def _feature_batches(
     num_actors = min(
         num_blocks, config.num_actors or (int(num_gpus / config.gpus_per_actor) if num_gpus else num_cores())
     )
-    size_px, pixels = loaded.size_px, loaded.pixels
+    image_input = loaded.image_input
 
-    def read(batch: Any) -> Any:
+    def read_batch(batch: Any) -> Any:
         own = ray.get(numbers_ref)[batch["id"]]
-        images_BCHW, bad = read_images(ray.get(rows_ref), own, size_px, pixels)
-        reasons = dict(bad)
+        read = read_images(ray.get(rows_ref), own, image_input)
+        reasons = dict(read.bad)
         ids = ray.get(rows_ref).image_ids[own]
-        return {"image": images_BCHW.numpy(), "bad": np.array([reasons.get(i, "") for i in ids], object)}
+        made = {"image": read.images_BCHW.numpy(), "bad": np.array([reasons.get(i, "") for i in ids], object)}
+        return made if read.grids_B2 is None else made | {"grid": read.grids_B2.numpy()}
 
     features = (
         ray.data.range(len(numbers), override_num_blocks=num_blocks)
-        .map_batches(read, batch_size=batch_size)
+        .map_batches(read_batch, batch_size=batch_size)
         .map_batches(
             FeatureActor,
             fn_constructor_args=(model_ref,),

@@ -3,6 +3,7 @@
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -47,6 +48,14 @@ def fit(
             f"training failed and restarts did not help: {_last_line(error)}. All of it is in {path}; "
             "the same command goes on from the last checkpoint"
         )
+
+
+def refusal(step: int, in_a_row: int, folder: Path) -> str:
+    """Why a run stops whose steps are refused."""
+    return (
+        f"stopped after step {step}: loss or gradient was not finite {in_a_row} times in a row. The weights before "
+        f"that are in {folder}; lower optimizer.lr or set precision=fp32"
+    )
 
 
 def _stop_reason(board: Any) -> str | None:

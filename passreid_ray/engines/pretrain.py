@@ -20,9 +20,9 @@ from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.order import EpochOrder
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
-from passreid_ray.engines.embedding import FusedViT, embed_rows, read_images
-from passreid_ray.engines.evaluate import LabelledData, as_metrics, score
-from passreid_ray.engines.fit import fit
+from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
+from passreid_ray.engines.evaluate import LabelledData, measure
+from passreid_ray.engines.fit import fit, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
@@ -197,10 +197,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             log_step(state, metrics, rates, meter, config, worker)
         if state.refused_in_a_row >= config.max_refused_in_a_row:
             worker.report(state.step, save, config.run.keep)
-            raise UserError(
-                f"stopped after step {state.step}: loss or gradient was not finite {state.refused_in_a_row} times in a "
-                f"row. The weights before that are in {config.run.folder}; lower optimizer.lr or set precision=fp32"
-            )
+            raise UserError(refusal(state.step, state.refused_in_a_row, config.run.folder))
         epoch, position = divmod(state.step, order.steps_per_epoch)
         if position == 0 and (is_last or epoch % config.evaluation.every_epochs == 0):
             evaluate()
@@ -267,21 +264,15 @@ def evaluate_teacher(state: PassState, config: PretrainConfig, rows: Rows | None
     """Retrieval accuracy of the teacher on the labelled rows; all workers share the features."""
     if rows is None:
         return
-    features_ND, bad = embed_rows(
+    metrics = measure(
         FusedViT(state.teacher.backbone, config.evaluation.retrieval.fusion),
         rows,
-        size_px=config.views.global_size_px,
-        pixels=config.views,
-        batch_size=config.evaluation.retrieval.batch_size,
-        device=worker.device,
+        ImageInput(config.views.global_size_px, config.views),
+        config.evaluation.retrieval,
+        worker.device,
     )
     if worker.rank == 0:
-        result = score(features_ND, rows, config.evaluation.retrieval, bad)
-        worker.post(
-            "evaluation",
-            step=state.step,
-            metrics={f"evaluation/{name}": value for name, value in as_metrics(result).items()},
-        )
+        worker.post("evaluation", step=state.step, metrics=metrics)
 
 
 def save_checkpoint(state: PassState, config: PretrainConfig, fingerprint: str, folder: Path) -> None:
@@ -302,13 +293,13 @@ def write_pictures(config: PretrainConfig, rows: Rows) -> None:
     model = config.model.build(config.views.global_size_px, config.views.num_parts, drop_path=0.0).eval()
     config.run.checkpoints.read(config.run.checkpoints.names()[-1], lambda folder: load_teacher(model, folder))
     numbers = np.linspace(0, len(rows) - 1, num=min(NUM_PICTURED, len(rows)), dtype=int)
-    images_BCHW, bad = read_images(rows, numbers, config.views.global_size_px, config.views)
-    usable = np.flatnonzero(~np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in bad]))
+    read = read_images(rows, numbers, ImageInput(config.views.global_size_px, config.views))
+    usable = np.flatnonzero(~np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in read.bad]))
     with torch.inference_mode():
-        maps = model.attention_maps(images_BCHW[usable])
+        maps = model.attention_maps(read.images_BCHW[usable])
     pixels = PixelStatistics(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    shown_BCHW, _ = read_images(rows, numbers[usable], config.views.global_size_px, pixels)
-    attention_picture(shown_BCHW, maps, config.run.folder / "attention.png")
+    shown = read_images(rows, numbers[usable], ImageInput(config.views.global_size_px, pixels))
+    attention_picture(shown.images_BCHW, maps, config.run.folder / "attention.png")
 
 
 def load_teacher(model: PartViT, folder: Path) -> None:

@@ -168,7 +168,7 @@ def health_line(found: PseudoLabels) -> str:
 def _made_from(rows: Rows, loaded: Loaded) -> str:
     """Short digest of all that decides features: rows, weights, image size, pixel statistics."""
     digest = hashlib.sha256(rows.fingerprint().encode())
-    digest.update(f"{loaded.size_px} {loaded.pixels.mean} {loaded.pixels.std} {loaded.model.fusion}".encode())
+    digest.update(f"{loaded.image_input} {loaded.model.fusion} {loaded.model.extra_repr()}".encode())
     for name, value in loaded.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -6,7 +6,7 @@ Sources: Cluster Contrast (arXiv:2103.11568), as PASS (arXiv:2203.03931) uses it
 kept in the memory beside the clusters (joint domain adaptation).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from passreid_ray.config import build
 from passreid_ray.data import JUNK_PERSON_ID, Rows, open_rows
 from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
@@ -27,45 +25,25 @@ from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
-from passreid_ray.engines.embedding import embed_rows
-from passreid_ray.engines.evaluate import as_metrics, score
+from passreid_ray.engines.embedding import ImageInput
+from passreid_ray.engines.evaluate import measure
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
 from passreid_ray.engines.ray_cluster import connect, data_cpus
-from passreid_ray.engines.run_folder import check_same_data, prepare
+from passreid_ray.engines.run_folder import prepare
 from passreid_ray.engines.summary import print_summary
+from passreid_ray.engines.tuning_config import build_model, check_shares, with_start
+from passreid_ray.engines.tuning_worker import MakeView, TuningRun
 from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig
 from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, round_labels
-from passreid_ray.engines.warm_start import read_teacher
 from passreid_ray.errors import UserError
-from passreid_ray.models import ReidModel, load_backbone, load_reid_model
-from passreid_ray.models.config import ModelConfig
-from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.run_log import RunLog
-from passreid_ray.train.state_files import (
-    find_checkpoint,
-    load_state,
-    read_meta,
-    save_state,
-    tensors_below,
-)
 from passreid_ray.train.usl_state import USLNetwork, USLState
 from passreid_ray.train.usl_step import USLStepSettings, usl_step
 from passreid_ray.train.worker import WorkerContext
-from passreid_ray.views import TrainingView, TrainingViewConfig, normalize, view_rng
-
-
-@dataclass(frozen=True)
-class MakeView:
-    """The training view of an image, as uint8: normalised only where it is used."""
-
-    config: TrainingViewConfig
-    seed: int
-
-    def __call__(self, image_HWC: np.ndarray, draw: int, image_id: str) -> dict[str, np.ndarray]:
-        return {"image": TrainingView(self.config)(image_HWC, view_rng(self.seed, draw, image_id))}
+from passreid_ray.views import normalize
 
 
 def run(config: USLConfig, console: Console | None = None) -> Path:
@@ -77,7 +55,8 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
     config = with_start(config)
     task = open_task(config)
     eval_rows = config.evaluation.rows()
-    check_batches(config, len(task.target))
+    check_shares(config)
+    check_neighbours(config, len(task.target))
     model, notes = build_model(config)
     check_readable(task.rows, config.max_bad_share)
     fingerprint = task.rows.fingerprint()
@@ -115,26 +94,6 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
     return config.run.folder
 
 
-def with_start(config: USLConfig) -> USLConfig:
-    """``config`` with the model that its checkpoint brings; a checkpoint of this project knows its own."""
-    path = config.start.checkpoint
-    if path is not None and not path.exists():
-        raise UserError(f"start.checkpoint: {path} does not exist")
-    known: dict[str, Any] = {}
-    if path is not None and path.is_dir():
-        known = read_meta(find_checkpoint(path))["config"]
-    num_parts = known.get("num_parts", known.get("views", {}).get("num_parts", 3))
-    model = config.model or (build(ModelConfig, known["model"]) if known else ModelConfig())
-    absolute = None if path is None else path.absolute()  # workers run in another folder
-    return config.model_copy(
-        update={
-            "model": model.model_copy(update={"drop_path": config.drop_path}),
-            "num_parts": num_parts if config.num_parts is None else config.num_parts,
-            "start": config.start.model_copy(update={"checkpoint": absolute}),
-        }
-    )
-
-
 def open_task(config: USLConfig) -> Task:
     """The rows of ``config``; raises ``UserError`` when people of ``source`` are unknown."""
     target = open_rows(config.data)
@@ -152,36 +111,12 @@ def open_task(config: USLConfig) -> Task:
     return Task(rows, source_N)
 
 
-def check_batches(config: USLConfig, num_rows: int) -> None:
-    """Raise ``UserError`` when a batch cannot be made of whole identities, or not shared out, or k1 is too large."""
-    for unit, name in ((config.images_per_identity, "images_per_identity"), (config.workers.num_workers, "workers")):
-        if config.batch_size % unit:
-            raise UserError(f"batch_size: {config.batch_size} images cannot be divided by {unit} ({name})")
+def check_neighbours(config: USLConfig, num_rows: int) -> None:
+    """Raise ``UserError`` when there are too few images for ``cluster.k1``."""
     if not config.cluster.cameras.enabled and config.cluster.k1 >= num_rows:
         raise UserError(
             f"cluster.k1: {config.cluster.k1} neighbours, but there are {num_rows} images; give a smaller k1"
         )
-
-
-def build_model(config: USLConfig) -> tuple[ReidModel, str]:
-    """The model with its first weights, the same on every worker, and what was loaded."""
-    assert config.model is not None
-    assert config.num_parts is not None
-    torch.manual_seed(config.seed)
-    backbone = config.model.build(config.views.image_size_px, config.num_parts)
-    model = config.neck.build(backbone)
-    path = config.start.checkpoint
-    if path is None:
-        return model, "random weights"
-    source: Any = path
-    if path.is_dir():
-        tensors, _ = load_state(find_checkpoint(path))
-        source = tensors_below(tensors, "model.") or read_teacher(path)[0]
-    try:
-        report = load_reid_model(model, source) if config.start.necks == "loaded" else load_backbone(backbone, source)
-    except UserError as error:
-        raise UserError(f"start.checkpoint: {path}: {str(error).removeprefix('checkpoint: ')}") from None
-    return model, f"{path}: {report}"
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -191,31 +126,36 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     worker = WorkerContext.from_ray(loop_config["board"], loop_config["checkpoints"], threads)
     task: Task = ray.get(loop_config["task"])
     state = build_state(config, worker)
-    worker.resume(partial(load_checkpoint, state, config, loop_config["fingerprint"]))
+    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
+    tuning.resume(partial(load_checkpoint, state, config))
     state.forward = worker.share(state.network)
     rows_ref = ray.put(task.rows)
+    eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
     if worker.rank == 0:
         worker.post("start", step=state.step, end_step=config.steps)
-    evaluate = partial(evaluate_model, state, config, ray.get(loop_config["eval_rows"]), worker)
-    save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
-    if state.step == 0 and (metrics := evaluate()):
+    if state.step == 0 and (metrics := evaluate_model(state, config, eval_rows, worker)):
         worker.post("evaluation", step=0, metrics=metrics)
     meter = Meter(worker, config.batch_size)
     while state.round < config.rounds:
         labels = round_labels(state, config, task, loop_config["rounds"], worker)
         if state.memory is None:  # else the round goes on in the middle
             state.memory = config.memory.build(torch.from_numpy(labels.centroids_KD)).to(state.device)
-        train_round(state, config, task, rows_ref, labels.labels_N, meter, save, worker)
+        order = IdentityOrder(
+            labels.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
+        )
+        view = MakeView(config.views, config.seed)
+        train_round(tuning, state, config, Stream(rows_ref, order, view, worker.rank, worker.world_size), labels, meter)
         finished = state.round
         state.memory, state.round = None, state.round + 1
         is_last = state.round == config.rounds
-        metrics = evaluate() if is_last or state.round % config.evaluation.every_rounds == 0 else {}
+        is_due = is_last or state.round % config.evaluation.every_rounds == 0
+        metrics = evaluate_model(state, config, eval_rows, worker) if is_due else {}
         if worker.rank == 0:
             text = round_line(finished, config.rounds, labels, metrics)
             worker.post("round", step=state.step, text=text, metrics={**labels.as_metrics(), **metrics})
-        keep_best(state, metrics, save, loop_config["best"], worker)
+        tuning.keep_best(metrics)
         if is_last or state.round % config.run.checkpoint_every_epochs == 0:
-            worker.report(state.step, save, config.run.keep)
+            tuning.save()
 
 
 def build_state(config: USLConfig, worker: WorkerContext) -> USLState:
@@ -229,18 +169,10 @@ def build_state(config: USLConfig, worker: WorkerContext) -> USLState:
 
 
 def train_round(
-    state: USLState,
-    config: USLConfig,
-    task: Task,
-    rows_ref: Any,
-    labels_N: NDArray[np.int64],
-    meter: Meter,
-    save: Any,
-    worker: WorkerContext,
+    tuning: TuningRun, state: USLState, config: USLConfig, stream: Stream, labels: RoundLabels, meter: Meter
 ) -> None:
     """The steps of the round that ``state`` is in, or those that are left of them."""
-    order = IdentityOrder(labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed)
-    stream = Stream(rows_ref, order, MakeView(config.views, config.seed), worker.rank, worker.world_size)
+    worker = tuning.worker
     end = (state.round + 1) * config.steps_per_round
     settings = USLStepSettings(config.precision, config.refine.loss_weight, config.seed)
     lr = config.optimizer.lr_at(state.round)
@@ -250,48 +182,23 @@ def train_round(
             batch = next(batches)
         worker.post_bad(batch["bad"])
         images_BCHW = normalize(torch.from_numpy(batch["image"].copy()).to(worker.device), config.views)
-        labels_B = torch.from_numpy(labels_N[batch["row"]]).to(worker.device)
+        labels_B = torch.from_numpy(labels.labels_N[batch["row"]]).to(worker.device)
         metrics = usl_step(state, images_BCHW, labels_B, lr, settings)
         meter.count_step(metrics["loss"])
         if state.step == end or state.step % config.log_every_steps == 0:
-            log_step(state, metrics, lr, meter, worker)
-        if state.refused_in_a_row >= config.max_refused_in_a_row:
-            worker.report(state.step, save, config.run.keep)
-            raise UserError(
-                f"stopped after step {state.step}: loss or gradient was not finite {state.refused_in_a_row} times in a "
-                f"row. The weights before that are in {config.run.folder}; lower optimizer.lr or set precision=fp32"
-            )
+            tuning.log(metrics, {"lr": lr, "round": state.round}, meter)
+        tuning.stop_if_refused()
         every = config.run.checkpoint_every_steps
         if every is not None and state.step % every == 0 and state.step < end:
-            worker.report(state.step, save, config.run.keep)
-
-
-def log_step(state: USLState, metrics: dict[str, Tensor], lr: float, meter: Meter, worker: WorkerContext) -> None:
-    """Send the record of an interval to the driver."""
-    interval = meter.read()
-    worker.stop_if_told()
-    if worker.rank == 0:
-        values = {name: float(value) for name, value in metrics.items() if name != "loss"} | interval
-        more = {"lr": lr, "round": state.round, "refused_steps": state.refused_steps}
-        worker.post("metrics", step=state.step, metrics={**values, **more})
+            tuning.save()
 
 
 def evaluate_model(state: USLState, config: USLConfig, rows: Rows | None, worker: WorkerContext) -> dict[str, float]:
     """Retrieval accuracy on the labelled rows, on rank 0; all workers share the features. Nothing without rows."""
     if rows is None:
         return {}
-    features_ND, bad = embed_rows(
-        state.network.model,
-        rows,
-        size_px=config.views.image_size_px,
-        pixels=config.views,
-        batch_size=config.extract_batch_size,
-        device=worker.device,
-    )
-    if worker.rank != 0:
-        return {}
-    result = score(features_ND, rows, config.evaluation.retrieval, bad)
-    return {f"evaluation/{name}": value for name, value in as_metrics(result).items()}
+    image_input = ImageInput(config.image_size_px, config.views)
+    return measure(state.network.model, rows, image_input, config.evaluation.retrieval, worker.device)
 
 
 def round_line(finished: int, rounds: int, labels: RoundLabels, metrics: dict[str, float]) -> str:
@@ -301,28 +208,12 @@ def round_line(finished: int, rounds: int, labels: RoundLabels, metrics: dict[st
     return f"round {finished + 1} of {rounds}: {health_line(labels.found)}{measured}{notes}"
 
 
-def keep_best(
-    state: USLState, metrics: dict[str, float], save: Any, best: CheckpointStore, worker: WorkerContext
+def load_checkpoint(
+    state: USLState, config: USLConfig, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], source: str
 ) -> None:
-    """Save the state when its mAP is the highest so far; rank 0 alone knows the metrics and keeps the score."""
-    if worker.rank == 0 and metrics.get("evaluation/mAP", -1.0) > state.best_mAP:
-        state.best_mAP = metrics["evaluation/mAP"]
-        best.write(state.step, save)
-        best.prune(1)
-
-
-def save_checkpoint(state: USLState, config: USLConfig, fingerprint: str, folder: Path) -> None:
-    """Write ``state`` and what is needed to check that a continued run is the same one."""
-    save_state(
-        folder, state.tensors(), {**state.meta(), "config": config.model_dump(mode="json"), "fingerprint": fingerprint}
-    )
-
-
-def load_checkpoint(state: USLState, config: USLConfig, fingerprint: str, folder: Path) -> None:
-    """Put the checkpoint in ``folder`` back into ``state``; ``UserError`` when it is of other data or damaged."""
-    tensors, meta = load_state(folder)
-    check_same_data(meta, fingerprint, str(folder))
-    centroids_KD = state.load(tensors, meta, str(folder))
+    """Put a checkpoint back into ``state``, the memory of a round that is under way included."""
+    state.load(tensors, meta, source)
+    centroids_KD = tensors.get("memory.centroids")
     if centroids_KD is not None:
         memory = config.memory.build(centroids_KD)
         memory.centroids_KD.copy_(centroids_KD)  # building normalises again, which changes the last bit

@@ -5,29 +5,17 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from passreid_ray.config import Section, UserPath
+from passreid_ray.config import Section
 from passreid_ray.data import Source, SyntheticSource
 from passreid_ray.engines.clustering import ClusterConfig
 from passreid_ray.engines.evaluate import LabelledData
-from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
+from passreid_ray.engines.tuning_config import TUNING_MUST_AGREE, TuningConfig
 from passreid_ray.losses import ClusterMemory
 from passreid_ray.losses.cluster_memory import MemoryUpdate, Negatives
 from passreid_ray.models import NeighbourRefiner
-from passreid_ray.models.config import ModelConfig, NeckConfig
 from passreid_ray.train.checkpoints import CheckpointStore
-from passreid_ray.train.precision import Precision
 from passreid_ray.train.tuning_optimizer import TuningOptimizerConfig
-from passreid_ray.views import TrainingViewConfig
-
-
-class StartConfig(Section):
-    """Weights that tuning begins with."""
-
-    checkpoint: UserPath | None = None
-    """A pre-training or tuning run of this project, or any public file; none: random weights."""
-    necks: Literal["fresh", "loaded"] = "fresh"
-    """Necks of a tuned checkpoint are made anew, as the reference does, or loaded with the backbone."""
 
 
 class MemoryConfig(Section):
@@ -86,41 +74,18 @@ class EvaluationConfig(LabelledData):
     """Rounds between evaluations; the start and the end are always evaluated."""
 
 
-class USLConfig(Section):
+class USLConfig(TuningConfig):
     """Everything an unsupervised tuning run is made of."""
 
     run: RunConfig = RunConfig(name="usl")
-    seed: int = Field(default=0, ge=0)
-    """Decides batches, views, fresh weights and stochastic depth."""
     rounds: int = Field(default=50, ge=1)
     """Rounds of clustering and training."""
     steps_per_round: int = Field(default=200, ge=1)
     """Training steps after each clustering."""
-    batch_size: int = Field(default=256, ge=2)
-    """Images per step, over all workers together."""
-    images_per_identity: int = Field(default=8, ge=1)
-    """K: images of each cluster in a batch, of different cameras where there are some."""
-    precision: Precision = "fp32"
-    """Type in which the backbone computes; weights stay fp32."""
-    drop_path: float = Field(default=0.3, ge=0, lt=1)
-    """Stochastic depth of the last block in training."""
-    log_every_steps: int = Field(default=10, ge=1)
-    """Steps between records in metrics.jsonl and TensorBoard."""
-    max_refused_in_a_row: int = Field(default=20, ge=1)
-    """Stop after this many steps in a row whose loss or gradient was not finite."""
     data: Source = SyntheticSource(splits=["train"])
     """Crops to cluster and learn from; person_ids are never used for training, only to judge clusters by."""
     source: Source | None = None
     """Labelled crops of other people that stay in the memory beside the clusters; none: only data."""
-    max_bad_share: float = Field(default=0.05, ge=0, le=1)
-    """Stop when more than this share of the images cannot be used."""
-    views: TrainingViewConfig = TrainingViewConfig()
-    start: StartConfig = StartConfig()
-    model: ModelConfig | None = None
-    """The backbone; none: that of start.checkpoint, or the default ViT-S for a public file or random weights."""
-    num_parts: int | None = Field(default=None, ge=0)
-    """Part tokens; none: those of start.checkpoint, or 3."""
-    neck: NeckConfig = NeckConfig()
     extract_batch_size: int = Field(default=64, ge=1)
     """Images per forward pass when features are extracted."""
     cluster: ClusterConfig = ClusterConfig()
@@ -128,7 +93,6 @@ class USLConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     optimizer: TuningOptimizerConfig = TuningOptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    workers: WorkersConfig = WorkersConfig()
 
     @property
     def steps(self) -> int:
@@ -140,21 +104,5 @@ class USLConfig(Section):
         """Pseudo-labels and centroids of the rounds."""
         return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/rounds")
 
-    @property
-    def best_store(self) -> CheckpointStore:
-        """The checkpoint with the highest mAP."""
-        return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/best")
 
-
-# Settings that decide the shapes of the weights and the order of the data.
-MUST_AGREE = (
-    "seed",
-    "batch_size",
-    "images_per_identity",
-    "steps_per_round",
-    "views.",
-    "model.",
-    "num_parts",
-    "neck.",
-    "refine.kind",
-)
+MUST_AGREE = (*TUNING_MUST_AGREE, "steps_per_round", "refine.kind")

@@ -16,7 +16,7 @@ from passreid_ray import distributed
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
 from passreid_ray.engines.clustering import PseudoLabels, centroids, cluster_features
-from passreid_ray.engines.embedding import embed_numbers
+from passreid_ray.engines.embedding import ImageInput, embed_numbers
 from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.retrieval.dbscan import OUTLIER
 from passreid_ray.retrieval.health import ClusterHealth
@@ -97,8 +97,7 @@ def write_features(state: USLState, config: USLConfig, rows: Rows, files: Featur
             state.network.model,
             rows,
             numbers,
-            size_px=config.views.image_size_px,
-            pixels=config.views,
+            ImageInput(config.image_size_px, config.views),
             batch_size=config.extract_batch_size,
             device=worker.device,
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from passreid_ray.errors import UserError
 from passreid_ray.models.ics_stem import OFFICIAL_CHANNELS, IcsStem
+from passreid_ray.models.patch_grids import checked_grids, positions_on_canvas, real_patches, without_padding
 from passreid_ray.models.positions import Grid, resize_positions, resize_positions_as_reference
 from passreid_ray.models.trunk import build_trunk
 
@@ -102,7 +103,12 @@ class PartViT(nn.Module):
             nn.init.trunc_normal_(self.get_parameter(name), std=0.02)  # cls_pos stays zero, as in the reference
 
     def forward(
-        self, images_BCHW: Tensor, part_B: Tensor | None = None, *, drop_path_noise: Tensor | None = None
+        self,
+        images_BCHW: Tensor,
+        part_B: Tensor | None = None,
+        *,
+        drop_path_noise: Tensor | None = None,
+        grids_B2: Tensor | None = None,
     ) -> Tensor:
         """Normalised prefix tokens of the last block.
 
@@ -112,11 +118,22 @@ class PartViT(nn.Module):
             drop_path_noise: ``(depth, 2, B)`` uniform in [0, 1), one number per block, branch (attention, MLP) and
                 image: a branch is dropped where it is below the block's rate, and scaled by 1 / (1 - rate) elsewhere.
                 Drawn from torch's default generator when absent; not used in eval mode or at rate 0.
+            grids_B2: rows and columns of patches of each image, when images of several sizes are padded to one. Image
+                b is then its top left ``rows * patch`` x ``columns * patch`` pixels and nothing else: it has the
+                positions of its own grid, and no token sees the padding, whatever it holds. Local views may have grids
+                too. Best on the CPU, where it is read: a tensor on a GPU makes every forward wait for it.
 
         Returns:
             ``(B, 1 + P, D)`` tokens, CLS first; with ``part_B`` ``(B, 2, D)``: CLS and the token of that part.
+
+        Raises:
+            UserError: a size, part, noise or grid that does not fit; or grids with the convolutional stem, whose
+                convolutions and norms would mix padding into the image.
         """
-        tokens_BND = self._tokens(images_BCHW, part_B)
+        if grids_B2 is None:
+            tokens_BND, visible_B11N = self._tokens(images_BCHW, part_B), None
+        else:
+            tokens_BND, visible_B11N = self._tokens_of_grids(images_BCHW, part_B, grids_B2)
         noise_L2B = self._drop_path_noise(tokens_BND, drop_path_noise)
         for index, (block, rate) in enumerate(zip(self._blocks(), self.drop_path_rates, strict=True)):
             scales_2B11 = None
@@ -124,7 +141,7 @@ class PartViT(nn.Module):
                 scales_2B11 = ((noise_L2B[index] >= rate) / (1 - rate)).to(tokens_BND)[..., None, None]
             # The patches of the last block are not read, so its MLP runs on the prefix tokens only.
             keep = None if index + 1 < self.depth else self.num_tokens if part_B is None else 2
-            tokens_BND = _run_block(block, tokens_BND, scales_2B11, keep)
+            tokens_BND = _run_block(block, tokens_BND, scales_2B11, keep, visible_B11N)
         return self.norm(tokens_BND)
 
     def use_fused_attention(self, enabled: bool) -> None:
@@ -166,6 +183,23 @@ class PartViT(nn.Module):
         patches_BND = self.patch_embed(images_BCHW).flatten(1, 2) + self.positions(grid)
         return self.norm_pre(torch.cat([self._prefix(len(images_BCHW), part_B), patches_BND], dim=1))
 
+    def _tokens_of_grids(self, images_BCHW: Tensor, part_B: Tensor | None, grids_B2: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_tokens``, each image in its own grid; and which tokens attention may read, ``(B, 1, 1, N)``."""
+        if isinstance(self.patch_embed, IcsStem):
+            raise UserError(
+                "grids_B2: stem='ics' reads pixels beyond a patch, so padding cannot be kept out of an "
+                "image; use stem='patch' or batches of one size without grids"
+            )
+        canvas = self._grid_of(*images_BCHW.shape[-2:])
+        grids = checked_grids(grids_B2, len(images_BCHW), canvas)
+        # A plain copy to a GPU would wait for all that is queued there.
+        real_BRC = real_patches(grids, canvas).to(images_BCHW.device, non_blocking=True)
+        patches_BND = self.patch_embed(without_padding(images_BCHW, real_BRC, self.patch_size)).flatten(1, 2)
+        patches_BND = patches_BND + positions_on_canvas(grids, canvas, self.positions)
+        prefix_BTD = self._prefix(len(images_BCHW), part_B)
+        visible_BN = torch.cat([real_BRC.new_ones(prefix_BTD.shape[:2]), real_BRC.flatten(1)], dim=1)
+        return self.norm_pre(torch.cat([prefix_BTD, patches_BND], dim=1)), visible_BN[:, None, None]
+
     def _prefix(self, batch_size: int, part_B: Tensor | None) -> Tensor:
         """``(B, 1 + P, D)`` for global views, ``(B, 2, D)`` for local ones, own positions added."""
         cls_11D = self.cls_token + self.cls_pos
@@ -205,9 +239,15 @@ class PartViT(nn.Module):
         return height_px // patch_height, width_px // patch_width
 
 
-def _run_block(block: Block, tokens_BND: Tensor, scales_2B11: Tensor | None, keep: int | None = None) -> Tensor:
+def _run_block(
+    block: Block,
+    tokens_BND: Tensor,
+    scales_2B11: Tensor | None,
+    keep: int | None = None,
+    visible_B11N: Tensor | None = None,
+) -> Tensor:
     """timm's own ``Block.forward`` with the draws of its DropPath passed in; only the first ``keep`` tokens out."""
-    attention = block.ls1(block.attn(block.norm1(tokens_BND)))[:, :keep]
+    attention = block.ls1(block.attn(block.norm1(tokens_BND), attn_mask=visible_B11N))[:, :keep]
     tokens_BND = tokens_BND[:, :keep] + (attention if scales_2B11 is None else attention * scales_2B11[0])
     mlp = block.ls2(block.mlp(block.norm2(tokens_BND)))
     return tokens_BND + (mlp if scales_2B11 is None else mlp * scales_2B11[1])

@@ -1,6 +1,6 @@
 """The network that is tuned for re-identification: a part-token ViT, its tokens fused, and batch norms as necks."""
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,15 @@ from passreid_ray.models.part_vit import PartViT
 
 NeckFusion = Literal["cat", "mean"]
 Neck = Literal["single", "multi"]
+
+
+class ReidFeatures(NamedTuple):
+    """What supervised tuning reads of a batch, both ``(B, feature_width)`` and neither of them normalised."""
+
+    before_BD: Tensor
+    """The fused tokens in front of the necks: for distances, in the triplet loss and in retrieval."""
+    after_BD: Tensor
+    """Behind the necks: for the classifier."""
 
 
 class ReidModel(nn.Module):
@@ -60,15 +69,39 @@ class ReidModel(nn.Module):
         """Width of the features: D, or 2D with ``cat`` and at least one part."""
         return fused_width(self.backbone.width, self.backbone.num_parts, self.fusion)
 
-    def forward(self, images_BCHW: Tensor, *, drop_path_noise: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images_BCHW: Tensor, *, drop_path_noise: Tensor | None = None, grids_B2: Tensor | None = None
+    ) -> Tensor:
         """Features ``(B, feature_width)`` in float32, whatever precision the backbone computes in.
 
         Training and evaluation differ only in the statistics of the necks and in stochastic depth, whose
-        ``drop_path_noise`` is that of ``PartViT.forward``. In training every rank must take part in every call.
+        ``drop_path_noise`` is that of ``PartViT.forward``, as is ``grids_B2``, for images of several sizes. In training
+        every rank must take part in every call.
         """
-        tokens_BTD = at_least_float32(self.backbone(images_BCHW, drop_path_noise=drop_path_noise))
-        necks = [self.get_submodule(name) for name in self.neck_names]
+        normed_BTD = self._behind_necks(self._tokens(images_BCHW, drop_path_noise, grids_B2))
+        return combine_tokens(F.normalize(normed_BTD, dim=2), self.fusion)
+
+    def embed(
+        self, images_BCHW: Tensor, *, drop_path_noise: Tensor | None = None, grids_B2: Tensor | None = None
+    ) -> ReidFeatures:
+        """Features in front of and behind the necks, as the reference's supervised tuning (TransReID) uses them.
+
+        Unlike ``forward``, nothing is normalised: with ``neck="multi"`` the outputs of the batch norms are fused as
+        they are. Everything else is as in ``forward``.
+
+        Source: PASS (arXiv:2203.03931), section 3.3, on TransReID (arXiv:2102.04378); which side serves which loss:
+        BNNeck (arXiv:1903.07071), section 3.5.
+        """
+        tokens_BTD = self._tokens(images_BCHW, drop_path_noise, grids_B2)
+        after_BD = combine_tokens(self._behind_necks(tokens_BTD), self.fusion)
+        return ReidFeatures(combine_tokens(tokens_BTD, self.fusion), after_BD)
+
+    def _tokens(self, images_BCHW: Tensor, drop_path_noise: Tensor | None, grids_B2: Tensor | None) -> Tensor:
+        return at_least_float32(self.backbone(images_BCHW, drop_path_noise=drop_path_noise, grids_B2=grids_B2))
+
+    def _behind_necks(self, tokens_BTD: Tensor) -> Tensor:
+        """Every token behind its own neck, or ``(B, 1, feature_width)``: the fused tokens behind the single one."""
         if self.neck == "single":
-            return F.normalize(necks[0](combine_tokens(tokens_BTD, self.fusion)), dim=1)
-        outputs = [neck(token_BD) for neck, token_BD in zip(necks, tokens_BTD.unbind(1), strict=True)]
-        return combine_tokens(F.normalize(torch.stack(outputs, dim=1), dim=2), self.fusion)
+            tokens_BTD = combine_tokens(tokens_BTD, self.fusion)[:, None]
+        necks = [self.get_submodule(name) for name in self.neck_names]
+        return torch.stack([neck(token) for neck, token in zip(necks, tokens_BTD.unbind(1), strict=True)], dim=1)

@@ -16,11 +16,7 @@ def cosine_distance(features_ND: Any, others_MD: Any) -> NDArray[np.floating]:
     float64 stays float64, anything else is computed in float32. An all-zero feature is at distance 1 from everything.
     Raises ``UserError`` for features that are not finite, not a matrix, or of different widths.
     """
-    return one_minus_dot(normalized(features_ND, "features"), normalized(others_MD, "others"))
-
-
-def one_minus_dot(features_ND: NDArray[np.floating], others_MD: NDArray[np.floating]) -> NDArray[np.floating]:
-    """``cosine_distance`` of features that are ``normalized`` already."""
+    features_ND, others_MD = normalized(features_ND, "features"), normalized(others_MD, "others")
     if features_ND.shape[1] != others_MD.shape[1]:
         raise UserError(f"features are {features_ND.shape[1]} and {others_MD.shape[1]} wide; they must be of one model")
     return 1 - features_ND @ others_MD.T

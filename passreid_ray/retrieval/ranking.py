@@ -1,16 +1,25 @@
-"""How well a ranked gallery answers queries: mAP, mINP and CMC."""
+"""How well a ranked gallery answers queries: mAP, mINP and CMC; and true accept rates."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from passreid_ray.errors import UserError
-from passreid_ray.retrieval.distances import as_array, normalized, one_minus_dot
+from passreid_ray.retrieval.distances import as_array, normalized
+from passreid_ray.retrieval.distinct import distinct_unit_features
+from passreid_ray.retrieval.protocol import protocol_of, read_labels
+from passreid_ray.retrieval.rank_counts import QueryRanks, query_ranks
+from passreid_ray.retrieval.verification import accept_rates
 
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 256 * 2**20
+"""Most bytes of distances that are computed at once."""
+_BLOCK_QUERIES = 256
+_TILE_COLUMNS = 4096
+_COPY_BYTES = 4 * 2**20
+"""Most bytes of given distances that are copied at once: they stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,8 @@ class RankingResult:
     num_valid_queries: int
     average_precision_Q: NDArray[np.float64]
     """Average precision of every query; nan where it has no match."""
+    true_accept_rates: dict[float, float] = field(default_factory=dict)
+    """Of each false accept rate asked for; nan when the gallery has no non-match."""
 
 
 def evaluate_ranking(
@@ -38,6 +49,7 @@ def evaluate_ranking(
     *,
     distance: Any = None,
     max_rank: int = 50,
+    false_accept_rates: tuple[float, ...] = (),
 ) -> RankingResult:
     """mAP, mINP and CMC of ranking the gallery for every query, by cosine distance of the features.
 
@@ -49,107 +61,120 @@ def evaluate_ranking(
     The order of the gallery does not matter. Items at equal distance: average precision as scikit-learn's (they share
     the precision at their end), CMC and INP count non-matches first, so that collapsed features do not score well.
 
+    ``false_accept_rates`` asks for ``true_accept_rates``, over all pairs of a query and a gallery image that is not
+    left out; queries without a match have pairs, too. A true accept rate is the largest share of matches that a
+    threshold accepts which accepts no larger share of non-matches. Exact up to 2**24 pairs. Beyond, distances are
+    counted in bins, 2**-14 as wide as the power of two that they are in (1.5e-5 to 6.1e-5 for distances from 0.25 to
+    2), and a threshold stands between two bins, so that the result is never above the exact one.
+
+    Memory: a normalised copy of the features, and distances block by block, never all of them. A ``distance`` that is
+    an ``np.memmap`` is read block by block.
+
     Raises ``UserError`` when no query has a match, for numbers that are not finite and for shapes that do not fit.
     """
-    query_codes, gallery_codes = _codes(query_ids, gallery_ids, "ids")
-    if (query_cameras is None) != (gallery_cameras is None):
-        raise UserError("cameras: given for one of query and gallery only; give both, or None for both")
-    cameras = None if query_cameras is None else _codes(query_cameras, gallery_cameras, "cameras")
-    if cameras is not None and (len(cameras[0]) != len(query_codes) or len(cameras[1]) != len(gallery_codes)):
-        raise UserError(
-            f"cameras: expected {len(query_codes)} of query and {len(gallery_codes)} of gallery, as many as ids; "
-            f"got {len(cameras[0])} and {len(cameras[1])}"
-        )
+    labels = read_labels(query_ids, gallery_ids, query_cameras, gallery_cameras)
+    num_queries, num_gallery = len(labels.persons_Q), len(labels.persons_G)
     if max_rank < 1:
         raise UserError(f"max_rank: expected at least 1, got {max_rank}")
+    for rate in false_accept_rates:
+        if not 0 <= rate <= 1:
+            raise UserError(f"false_accept_rates: expected fractions from 0 to 1, got {rate}")
+    if (query_QD is None) != (gallery_GD is None) or (query_QD is None) == (distance is None):
+        raise UserError("give the features of query and gallery, or None for both and their distance")
 
-    by_id = np.argsort(gallery_codes, kind="stable")
-    first_match = np.searchsorted(gallery_codes[by_id], query_codes, "left")
-    end_match = np.searchsorted(gallery_codes[by_id], query_codes, "right")
-    rows = _distance_rows(query_QD, gallery_GD, distance, (len(query_codes), len(gallery_codes)))
+    if distance is None:
+        distances = _of_features(query_QD, gallery_GD, (num_queries, num_gallery))
+    else:
+        distances = _given(distance, (num_queries, num_gallery))
+    protocol = protocol_of(labels, distances.column_of_G, distances.num_columns)
+    accepted = accept_rates(num_queries, num_gallery, distances.dtype) if false_accept_rates else None
+    blocks = []
+    for first_query, distance_RM in distances.blocks:
+        blocks.append(query_ranks(distance_RM, protocol, first_query))
+        if accepted is not None:
+            accepted.add(distance_RM, protocol, first_query)
+    ranks = QueryRanks(*(np.concatenate(of_blocks) for of_blocks in zip(*blocks, strict=True)))
 
-    average_precision_Q = np.full(len(query_codes), np.nan)
-    inverse_penalties, ranks_of_first = [], []
-    for query, distance_G in enumerate(rows):
-        matches = by_id[first_match[query] : end_match[query]]
-        if cameras is not None:
-            same_camera = cameras[1][matches] == cameras[0][query]
-            distance_G[matches[same_camera]] = np.inf  # left out: behind everything that counts
-            matches = matches[~same_camera]
-        if len(matches) == 0:
-            continue
-        match_distances = np.sort(distance_G[matches])
-        # Up to and including everything tied with a match: how many items, and how many matches.
-        num_items = np.searchsorted(np.sort(distance_G), match_distances, "right")
-        num_matches = np.searchsorted(match_distances, match_distances, "right")
-        average_precision_Q[query] = np.mean(num_matches / num_items)
-        inverse_penalties.append(len(matches) / num_items[-1])
-        ranks_of_first.append(num_items[0] - num_matches[0])
-
-    if not ranks_of_first:
+    is_valid_Q = ranks.before_first_R >= 0
+    if not is_valid_Q.any():
         raise UserError(
-            f"none of {len(query_codes)} queries has a match among {len(gallery_codes)} gallery images"
-            + ("" if cameras is None else " of another camera")
+            f"none of {num_queries} queries has a match among {num_gallery} gallery images"
+            + ("" if query_cameras is None else " of another camera")
             + "; check the split and the ids"
         )
-    within_rank = np.asarray(ranks_of_first)[:, None] < np.arange(1, max_rank + 1)
+    num_found = np.bincount(np.minimum(ranks.before_first_R[is_valid_Q], max_rank), minlength=max_rank)[:max_rank]
+    num_valid_queries = int(is_valid_Q.sum())
     return RankingResult(
-        mAP=float(np.nanmean(average_precision_Q)),
-        mINP=float(np.mean(inverse_penalties)),
-        cmc=within_rank.mean(axis=0),
-        num_valid_queries=len(ranks_of_first),
-        average_precision_Q=average_precision_Q,
+        mAP=float(np.nanmean(ranks.average_precision_R)),
+        mINP=float(np.nanmean(ranks.inverse_penalty_R)),
+        cmc=np.cumsum(num_found) / num_valid_queries,
+        num_valid_queries=num_valid_queries,
+        average_precision_Q=ranks.average_precision_R,
+        true_accept_rates={} if accepted is None else accepted.at(false_accept_rates),
     )
 
 
-def _codes(query: Any, gallery: Any, name: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The labels as numbers 0, 1, ... that are equal where the labels are."""
-    query, gallery = _labels(query, f"query {name}"), _labels(gallery, f"gallery {name}")
-    if (query.dtype.kind == "U") != (gallery.dtype.kind == "U"):
-        raise UserError(f"{name}: query has {query.dtype}, gallery has {gallery.dtype}; give both the same type")
-    codes = np.unique(np.concatenate([query, gallery]), return_inverse=True)[1]
-    return codes[: len(query)], codes[len(query) :]
+@dataclass(frozen=True)
+class _Distances:
+    """All distances, to be read once. Gallery items of equal features may share a column."""
+
+    blocks: Iterator[tuple[int, NDArray[np.floating]]]
+    """Number of the first query, and the finite distances of it and those after it; overwritten by the next block."""
+    dtype: np.dtype
+    num_columns: int
+    column_of_G: NDArray[np.intp]
 
 
-def _labels(values: Any, name: str) -> NDArray[Any]:
-    labels = as_array(values)
-    labels = np.asarray(labels.tolist()) if labels.dtype == object else labels
-    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iuU":
-        raise UserError(f"{name}: expected one whole number or string per row, got {labels.dtype} {labels.shape}")
-    return labels
-
-
-def _distance_rows(
-    query_QD: Any, gallery_GD: Any, distance: Any, shape: tuple[int, int]
-) -> Iterator[NDArray[np.floating]]:
-    """The finite distances of one query after the other, as arrays that may be changed."""
-    if (query_QD is None) != (gallery_GD is None) or (query_QD is None) == (distance is None):
-        raise UserError("give the features of query and gallery, or None for both and their distance")
-    if distance is None:
-        rows = _cosine_rows(query_QD, gallery_GD, shape)
-    else:
-        distance = as_array(distance)
-        if distance.shape != shape:
-            raise UserError(f"distance: expected the shape {shape} of query and gallery ids, got {distance.shape}")
-        rows = (np.array(row, dtype=np.result_type(row, np.float32)) for row in distance)
-    for query, row in enumerate(rows):
-        if not np.isfinite(row).all():
-            raise UserError(f"distance: row {query} is not finite")
-        yield row
-
-
-def _cosine_rows(query_QD: Any, gallery_GD: Any, shape: tuple[int, int]) -> Iterator[NDArray[np.floating]]:
-    query_QD, gallery_GD = normalized(query_QD, "query features"), normalized(gallery_GD, "gallery features")
-    if (len(query_QD), len(gallery_GD)) != shape:
+def _given(distance: Any, shape: tuple[int, int]) -> _Distances:
+    distance = as_array(distance)
+    if distance.shape != shape or distance.dtype.kind not in "fiub":
         raise UserError(
-            f"features: {len(query_QD)} and {len(gallery_GD)} rows do not fit {shape[0]} and {shape[1]} ids"
+            f"distance: expected the shape {shape} of query and gallery ids, got {distance.shape} of {distance.dtype}"
         )
-    # Equal features must be at equal distances wherever they stand, but a matrix product rounds differently from
-    # column to column. So each distinct feature is compared once, in an order that the gallery's order cannot change.
-    bytes_G = np.ascontiguousarray(gallery_GD).view(np.dtype((np.void, gallery_GD.itemsize * gallery_GD.shape[1])))
-    _, first, column_of = np.unique(bytes_G.ravel(), return_index=True, return_inverse=True)
-    distinct_MD = gallery_GD[first]
-    block = max(1, _BLOCK_BYTES // (distinct_MD.itemsize * len(distinct_MD)))
-    for start in range(0, len(query_QD), block):
-        for row in one_minus_dot(query_QD[start : start + block], distinct_MD):
-            yield row[column_of]
+    is_single = np.result_type(distance, np.float32) == np.float32
+    dtype = np.dtype(np.float32 if is_single else np.float64)
+    return _Distances(_copied_blocks(distance, dtype), dtype, shape[1], np.arange(shape[1]))
+
+
+def _copied_blocks(distance: NDArray[Any], dtype: np.dtype) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    """A copy is always contiguous, writable and of two types at most: one compiled function for each."""
+    num_queries, num_gallery = distance.shape
+    rows = max(1, _COPY_BYTES // (dtype.itemsize * num_gallery))
+    buffer = np.empty((min(rows, num_queries), num_gallery), dtype)
+    for first in range(0, len(distance), len(buffer)):
+        block = buffer[: len(distance) - first]
+        np.copyto(block, distance[first : first + len(buffer)], casting="same_kind")
+        is_finite_R = np.isfinite(block).all(axis=1)
+        if not is_finite_R.all():
+            raise UserError(f"distance: row {first + int(np.argmin(is_finite_R))} is not finite")
+        yield first, block
+
+
+def _of_features(query_QD: Any, gallery_GD: Any, shape: tuple[int, int]) -> _Distances:
+    query_QD, gallery_GD = normalized(query_QD, "query features"), as_array(gallery_GD)
+    dtype = np.dtype(np.float64 if np.float64 in (query_QD.dtype, gallery_GD.dtype) else np.float32)
+    columns_MD, column_of_G = distinct_unit_features(gallery_GD, "gallery features", dtype)
+    if (len(query_QD), len(column_of_G)) != shape:
+        raise UserError(
+            f"features: {len(query_QD)} and {len(column_of_G)} rows do not fit {shape[0]} and {shape[1]} ids"
+        )
+    if query_QD.shape[1] != columns_MD.shape[1]:
+        raise UserError(f"features are {query_QD.shape[1]} and {columns_MD.shape[1]} wide; they must be of one model")
+    blocks = _cosine_blocks(query_QD.astype(dtype, copy=False), columns_MD)
+    return _Distances(blocks, dtype, len(columns_MD), column_of_G)
+
+
+def _cosine_blocks(
+    query_QD: NDArray[np.floating], columns_MD: NDArray[np.floating]
+) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    num_columns = len(columns_MD)
+    most = min(_BLOCK_QUERIES, _BLOCK_BYTES // (columns_MD.itemsize * num_columns), len(query_QD))
+    buffer = np.empty((max(1, most), num_columns), columns_MD.dtype)
+    for first in range(0, len(query_QD), len(buffer)):
+        queries_RD = query_QD[first : first + len(buffer)]
+        block = buffer[: len(queries_RD)]
+        for column in range(0, num_columns, _TILE_COLUMNS):
+            tile = block[:, column : column + _TILE_COLUMNS]
+            np.matmul(queries_RD, columns_MD[column : column + _TILE_COLUMNS].T, out=tile)
+            np.subtract(1, tile, out=tile)  # while it is in a core's cache
+        yield first, block

@@ -1,11 +1,13 @@
 """AdamW as PASS uses it: what is decayed, how gradients are clipped, and how its state is named in a checkpoint."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from passreid_ray.config import Section
@@ -55,6 +57,12 @@ def set_rates(optimizer: AdamW, *, lr: float, weight_decay: float) -> None:
     decayed, exempt = optimizer.param_groups
     decayed["lr"] = exempt["lr"] = lr
     decayed["weight_decay"] = weight_decay
+
+
+def gradients_stay_local(network: nn.Module, apply: bool) -> contextlib.AbstractContextManager[None]:
+    """Within, ``backward`` adds to this worker's gradients without averaging them over workers, if ``apply``."""
+    is_shared = isinstance(network, DistributedDataParallel)
+    return network.no_sync() if apply and is_shared else contextlib.nullcontext()
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

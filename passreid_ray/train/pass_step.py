@@ -3,13 +3,11 @@
 # Shape letters: B batch (this worker's), G global views, P parts, L local views per part, T tokens, D width,
 # K prototypes, C,H,W image, M views of an image.
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
 from passreid_ray.losses import (
@@ -24,7 +22,7 @@ from passreid_ray.losses import (
 )
 from passreid_ray.train.drop_path import drop_path_noise
 from passreid_ray.train.ema import Centering, update_teacher
-from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norm, set_rates
+from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norm, gradients_stay_local, set_rates
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.precision import Precision, autocast
@@ -140,7 +138,7 @@ def _accumulate_gradients(
     losses, logits = [], []
     for index, (views, own_targets, noise) in enumerate(zip(micro_batches, micro_targets, noises, strict=True)):
         global_GBCHW, local_PLBCHW = views.global_BGCHW.transpose(0, 1), views.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
-        with _gradients_stay_local(state.forward, index < num - 1):
+        with gradients_stay_local(state.forward, index < num - 1):
             with autocast(settings.precision, state.device):
                 student, features_GBTD = state.forward(global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=noise)
             loss_T, num_pairs = part_distillation_terms(student, own_targets, student_temp=settings.student_temp)
@@ -181,10 +179,6 @@ def _diagnose(
 def _named_by_token(name: str, values_T: Tensor) -> dict[str, Tensor]:
     tokens = ["cls", *(f"part{part}" for part in range(len(values_T) - 1))]
     return {f"{name}/{token}": value for token, value in zip(tokens, values_T, strict=True)}
-
-
-def _gradients_stay_local(module: nn.Module, apply: bool) -> contextlib.AbstractContextManager[None]:
-    return module.no_sync() if apply and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from passreid_ray import distributed
 from passreid_ray.train.drop_path import drop_path_noise
-from passreid_ray.train.optimizer import gradient_norm
 from passreid_ray.train.precision import Precision, autocast
+from passreid_ray.train.tuning_state import apply_gradients, buffers_of
 from passreid_ray.train.usl_state import USLState
 
 
@@ -32,34 +30,21 @@ def usl_step(
     """
     memory = state.memory
     assert memory is not None
-    buffers = [buffer.clone() for buffer in state.network.buffers()]
+    buffers = buffers_of(state.network)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     noise = drop_path_noise(state.network.model.backbone, settings.seed, state.step, len(images_BCHW), state.device)
     with autocast(settings.precision, state.device):
         features_BD, refined_BD = state.forward(images_BCHW, noise)
     loss = memory.loss(features_BD, labels_B)
-    metrics = {"loss/features": loss.detach()}
+    metrics = {"loss/features": loss}
     if refined_BD is not None:
-        refined_loss = memory.loss(refined_BD, labels_B)
-        metrics["loss/refined"] = refined_loss.detach()
-        loss = loss + settings.refined_weight * refined_loss
+        metrics["loss/refined"] = memory.loss(refined_BD, labels_B)
+        loss = loss + settings.refined_weight * metrics["loss/refined"]
     state.scaler.scale(loss).backward()
-
-    state.scaler.unscale_(state.optimizer)
-    norm = gradient_norm(state.network.parameters())
-    metrics = {name: distributed.all_reduce_mean(value) for name, value in {"loss": loss.detach(), **metrics}.items()}
-    # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
-    is_finite = bool(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
-    if is_finite:
-        state.scaler.step(state.optimizer)
-        memory.update(features_BD, labels_B, refined_ND=refined_BD)
-    else:
-        for buffer, saved in zip(state.network.buffers(), buffers, strict=True):
-            buffer.copy_(saved)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    state.refused_in_a_row = 0 if is_finite else state.refused_in_a_row + 1
-    state.refused_steps += not is_finite
-    return {**metrics, "grad_norm": norm}
+    return apply_gradients(
+        state,
+        {"loss": loss, **metrics},
+        buffers,
+        accepted=lambda: memory.update(features_BD, labels_B, refined_ND=refined_BD),
+    )

@@ -3,6 +3,8 @@
 import math
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 
 from passreid_ray.config import Section
@@ -45,6 +47,11 @@ class PixelStatistics(Section):
     """Mean of R, G, B on the scale 0..1; the default is ImageNet's."""
     std: PositiveTriple = (0.229, 0.224, 0.225)
     """Standard deviation of R, G, B on the scale 0..1; the default is ImageNet's."""
+
+    @property
+    def mean_colour(self) -> NDArray[np.uint8]:
+        """``(3,)``: the mean as a colour, which normalises to about 0."""
+        return np.clip(np.rint(np.asarray(self.mean) * 255), 0, 255).astype(np.uint8)
 
 
 class ViewsConfig(PixelStatistics):

@@ -67,7 +67,7 @@ class TrainingView:
 
     def __init__(self, config: TrainingViewConfig) -> None:
         self.config = config
-        self._fill = np.clip(np.rint(np.asarray(config.mean) * 255), 0, 255).astype(np.uint8)
+        self._fill = config.mean_colour
 
     def __call__(self, image_HWC: Pixels, rng: np.random.Generator) -> Pixels:
         """Pixels of the view, ``(3, H, W)`` uint8 before normalisation; see ``normalize``.

@@ -249,3 +249,108 @@ def test_plain_attention_equals_the_fused_one() -> None:
     fused = model(images)
     model.use_fused_attention(False)
     assert largest_difference(model(images), fused) < 1e-6
+
+
+GRIDS: list[tuple[int, int]] = [(13, 7), (16, 8), (1, 1), (13, 7), (10, 8)]
+"""Of images on a canvas of 256x128 px; 13x7 patches are 208x112 px."""
+
+
+def _canvas_with(images: list[Tensor], padding: float) -> Tensor:
+    canvas_BCHW = torch.full((len(images), 3, 256, 128), padding)
+    for image_CHW, canvas_CHW in zip(images, canvas_BCHW, strict=True):
+        canvas_CHW[:, : image_CHW.shape[1], : image_CHW.shape[2]] = image_CHW
+    return canvas_BCHW
+
+
+def _images_of(grids: list[tuple[int, int]]) -> list[Tensor]:
+    return [torch.randn(3, 16 * rows, 16 * columns) for rows, columns in grids]
+
+
+def _gradients(model: PartViT, tokens_BTD: Tensor, weights_BTD: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    (tokens_BTD * weights_BTD).sum().backward()
+    return {name: own.grad for name, own in model.named_parameters() if own.grad is not None}
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e4, float("nan"), float("inf")])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("fused_attention", [False, True])
+def test_padded_images_of_several_sizes_give_the_tokens_and_gradients_of_each_alone(
+    padding: float, training: bool, fused_attention: bool
+) -> None:
+    torch.manual_seed(0)
+    model = tiny_vit(image_size=(256, 128), depth=3, drop_path=0.4).train(training)
+    nn.init.normal_(model.pos_embed)
+    model.use_fused_attention(fused_attention)
+    images, noise_L2B, weights_BTD = _images_of(GRIDS), torch.rand(3, 2, len(GRIDS)), torch.randn(len(GRIDS), 4, 48)
+    alone = [
+        model(image_CHW[None], drop_path_noise=noise_L2B[..., index : index + 1])
+        for index, image_CHW in enumerate(images)
+    ]
+    expected = _gradients(model, torch.cat(alone), weights_BTD)
+    got = model(_canvas_with(images, padding), drop_path_noise=noise_L2B, grids_B2=torch.tensor(GRIDS))
+    assert largest_difference(got, torch.cat(alone)) < 1e-5
+    gradients = _gradients(model, got, weights_BTD)
+    assert gradients.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-5 * largest, msg=name)
+
+
+def test_an_image_in_its_own_grid_differs_from_the_image_with_its_padding() -> None:
+    torch.manual_seed(0)
+    model = tiny_vit(image_size=(256, 128)).eval()
+    canvas_BCHW = _canvas_with(_images_of([(13, 7)]), 0.0)
+    assert largest_difference(model(canvas_BCHW, grids_B2=torch.tensor([[13, 7]])), model(canvas_BCHW)) > 1e-3
+
+
+@pytest.mark.parametrize("official_pos_resize", [False, True])
+def test_a_grid_as_large_as_the_canvas_changes_nothing(official_pos_resize: bool) -> None:
+    torch.manual_seed(0)
+    model = tiny_vit(official_pos_resize=official_pos_resize).eval()
+    images_BCHW = torch.randn(2, 3, 96, 32)
+    got = model(images_BCHW, grids_B2=torch.tensor([[6, 2], [6, 2]]))
+    assert largest_difference(got, model(images_BCHW)) < 1e-6
+
+
+def test_local_views_of_several_sizes_read_cls_and_their_part_in_their_own_grid() -> None:
+    torch.manual_seed(0)
+    model = tiny_vit(image_size=(256, 128)).eval()
+    images, part_B = _images_of(GRIDS), torch.tensor([2, 0, 1, 0, 2])
+    got = model(_canvas_with(images, 5.0), part_B, grids_B2=torch.tensor(GRIDS))
+    alone = [model(image_CHW[None], part_B[index, None]) for index, image_CHW in enumerate(images)]
+    assert largest_difference(got, torch.cat(alone)) < 1e-5
+
+
+def test_images_of_several_sizes_train_in_bf16() -> None:
+    torch.manual_seed(0)
+    model = tiny_vit(image_size=(256, 128))
+    images = _images_of(GRIDS)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(_canvas_with(images, float("nan")), grids_B2=torch.tensor(GRIDS))
+        alone = torch.cat([model(image_CHW[None]) for image_CHW in images])
+    assert largest_difference(got, alone) < 0.1
+    gradients = _gradients(model, got, torch.randn(len(GRIDS), 4, 48))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ([[4, 2], [5, 2]], "image 1 has 5x2 patches, the canvas 4x2"),
+        ([[4, 3], [4, 2]], "image 0 has 4x3 patches"),
+        ([[0, 2], [4, 2]], "image 0 has 0x2 patches"),
+        ([[4, -1], [4, 2]], "image 0 has 4x-1 patches"),
+        ([[4, 2]], r"expected integers \(2, 2\), .*; found torch.int64 \(1, 2\)"),
+        ([[4.0, 2.0], [4.0, 2.0]], r"found torch.float32 \(2, 2\)"),
+        ([[True, True], [True, True]], "found torch.bool"),
+    ],
+)
+def test_grids_that_do_not_fit_the_canvas_are_refused(grids: list[list[float]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_vit()(torch.randn(2, 3, 64, 32), grids_B2=torch.tensor(grids))
+
+
+def test_grids_are_refused_with_the_convolutional_stem() -> None:
+    with pytest.raises(UserError, match="stem='ics' reads pixels beyond a patch"):
+        tiny_vit(stem="ics", stem_channels=8)(torch.randn(1, 3, 64, 32), grids_B2=torch.tensor([[4, 2]]))

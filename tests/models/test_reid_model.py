@@ -1,3 +1,4 @@
+import json
 from typing import Any, get_args
 
 import pytest
@@ -24,10 +25,18 @@ def golden_model(golden: Golden, fusion: NeckFusion, neck: Neck, image_size: tup
     model = ReidModel(backbone, fusion=fusion, neck=neck)
     for name in model.neck_names:
         norm = model.get_submodule(name)
-        for key, value in golden.state(f"neck/{name}/").items():
+        # Supervised tuning has other names for the necks of the parts.
+        stored = golden.state(f"neck/{name}/") or golden.state(f"neck/{supervised_name(name)}/")
+        assert stored
+        for key, value in stored.items():
             # The file holds 2D values per neck; each neck has the first of them that fit it.
             norm.state_dict()[key].copy_(value[: len(norm.state_dict()[key])])
     return model
+
+
+def supervised_name(name: str) -> str:
+    """Ours to that of the reference's supervised tuning, for parameters and necks."""
+    return name.replace("backbone.", "base.").replace("bottleneck_pt", "bottleneck_")
 
 
 def as_input(images_u8: Tensor) -> Tensor:
@@ -55,6 +64,72 @@ def test_features_statistics_and_what_is_trained_equal_the_reference(fusion: Nec
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert frozen == [f"{name}.bias" for name in model.neck_names]
     assert not any(model.get_parameter(name).any() for name in frozen)
+
+
+@pytest.mark.parametrize(("fusion", "neck"), VARIANTS)
+def test_supervised_features_class_scores_and_statistics_equal_the_reference(fusion: NeckFusion, neck: Neck) -> None:
+    golden, variant = Golden("finetune_transreid"), f"{fusion}_{neck}"
+    model = golden_model(golden, fusion, neck)
+    images_BCHW = as_input(golden["img_u8"])
+    features = model.eval().embed(images_BCHW)
+    assert largest_difference(features.before_BD, golden[f"{variant}/eval_before"]) < 1e-5
+    assert largest_difference(features.after_BD, golden[f"{variant}/eval_after"]) < 1e-5
+
+    features = model.train().embed(images_BCHW)
+    class_scores_BC = features.after_BD @ golden["classifier_weight_7x96"][:, : model.feature_width].T
+    assert largest_difference(features.before_BD, golden[f"{variant}/train_feat"]) < 1e-5
+    assert largest_difference(class_scores_BC, golden[f"{variant}/train_cls_score"]) < 1e-5
+    variance = model.get_buffer("bottleneck.running_var")
+    assert largest_difference(variance, golden[f"{variant}/running_var_after"]) < 1e-5
+
+
+def batch_hard_soft_triplet(features_BD: Tensor, labels_B: Tensor) -> Tensor:
+    """Mean over the anchors of log(1 + exp(farthest positive - nearest negative)), row by row."""
+    terms = []
+    for anchor_D, label in zip(features_BD, labels_B, strict=True):
+        distances_B = (features_BD - anchor_D).square().sum(1).clamp(min=1e-12).sqrt()
+        positive, negative = distances_B[labels_B == label].max(), distances_B[labels_B != label].min()
+        terms.append(F.softplus(positive - negative))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(("fusion", "neck"), VARIANTS)
+def test_supervised_loss_and_the_gradient_of_every_parameter_equal_the_reference(
+    fusion: NeckFusion, neck: Neck
+) -> None:
+    golden, variant = Golden("finetune_transreid"), f"{fusion}_{neck}"
+    model = golden_model(golden, fusion, neck).train()
+    classifier_CD = golden["classifier_weight_7x96"][:, : model.feature_width].clone().requires_grad_()
+    before_BD, after_BD = model.embed(as_input(golden["img_u8"]))
+    labels_B = golden["labels"]
+    loss = F.cross_entropy(after_BD @ classifier_CD.T, labels_B) + batch_hard_soft_triplet(before_BD, labels_B)
+    loss.backward()
+    assert loss.item() == pytest.approx(golden[f"{variant}/loss_ce_plus_softtriplet"].item(), rel=1e-5)
+
+    gradients = {supervised_name(name): own.grad for name, own in model.named_parameters()}
+    gradients["classifier.weight"] = classifier_CD.grad
+    norms = {name: gradient.norm().item() for name, gradient in gradients.items() if gradient is not None}
+    expected = json.loads(str(golden.arrays[f"{variant}/grad_norms"]))
+    assert norms == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    without = {name for name, gradient in gradients.items() if gradient is None}
+    assert without | {"base.fc.weight", "base.fc.bias"} == set(golden.arrays[f"{variant}/no_grad_params"].tolist())
+
+
+@pytest.mark.parametrize(("fusion", "neck"), VARIANTS)
+def test_features_of_images_of_several_sizes_in_one_batch_are_those_of_each_alone(
+    fusion: NeckFusion, neck: Neck
+) -> None:
+    model = random_model(fusion, neck).eval()
+    canvas_BCHW, grids_B2 = torch.randn(3, 3, 64, 32), torch.tensor([[4, 2], [3, 1], [2, 2]])
+    alone = [
+        image_CHW[None, :, : 16 * rows, : 16 * columns]
+        for image_CHW, (rows, columns) in zip(canvas_BCHW, grids_B2.tolist(), strict=True)
+    ]
+    features_BD, embedded = model(canvas_BCHW, grids_B2=grids_B2), model.embed(canvas_BCHW, grids_B2=grids_B2)
+    torch.testing.assert_close(features_BD, torch.cat([model(image) for image in alone]), rtol=0, atol=1e-5)
+    for side in range(2):
+        expected = torch.cat([model.embed(image)[side] for image in alone])
+        torch.testing.assert_close(embedded[side], expected, rtol=0, atol=1e-5)
 
 
 def test_features_at_another_size_equal_the_reference() -> None:

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from passreid_ray.errors import UserError
-from passreid_ray.retrieval import RankingResult, cosine_distance, evaluate_ranking, ranking
+from passreid_ray.retrieval import RankingResult, cosine_distance, distinct, evaluate_ranking, ranking
 from tests.reference.literal_ranking import literal_ranking
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "evaluation_rerank.npz", allow_pickle=False))
@@ -156,6 +157,94 @@ def test_the_given_distances_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        [-1.7e308, -1e-308, -0.0, 0.0, 5e-324, 1e-308, 3.0, 1.7e308],
+        [1, 1 + 2.0**-52, 1 + 2.0**-51, 1 + 2.0**-50],
+        [5e-324, 1e-323, 1.5e-323],
+        [0.0, 1e-300, 1e300],
+    ],
+)
+def test_float64_distances_of_any_size_are_ranked(values: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    distance = np.array(values)[rng.integers(0, len(values), (20, 60))]
+    labels = [rng.integers(0, 4, size) for size in (20, 60, 20, 60)]
+    # Only the order counts, so whole numbers in the same order must score the same.
+    whole = np.unique(distance, return_inverse=True)[1].reshape(distance.shape).astype(np.float64)
+    found, expected = evaluate(distance, labels), literal_ranking(whole, *labels, max_rank=50)
+    np.testing.assert_allclose(found.average_precision_Q, expected.average_precision, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.cmc, expected.cmc, rtol=0, atol=1e-12)
+    assert abs(found.mINP - expected.mINP) < 1e-12
+
+
+def test_many_matches_at_few_distances_are_ranked() -> None:
+    rng = np.random.default_rng(0)
+    distance = rng.integers(0, 3000, (3, 9000)).astype(np.float32)  # several matches in every bin
+    labels = [rng.integers(0, 2, size) for size in (3, 9000, 3, 9000)]
+    found, expected = evaluate(distance, labels), literal_ranking(distance, *labels, max_rank=50)
+    np.testing.assert_allclose(found.average_precision_Q, expected.average_precision, rtol=0, atol=1e-12)
+    assert abs(found.mINP - expected.mINP) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8", "f2", "i4", "u1", "g"])
+def test_distances_of_any_type_and_layout_are_taken(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 100, (9, 40))
+    labels = [rng.integers(0, 4, size) for size in (9, 40, 9, 40)]
+    expected = evaluate(whole.astype(np.float32), labels)
+    distance = whole.astype(dtype)
+    assert_equal(evaluate(np.asfortranarray(distance), labels), expected)
+    assert_equal(evaluate(distance.repeat(2, axis=1)[:, ::2], labels), expected)
+    distance.setflags(write=False)
+    assert_equal(evaluate(distance, labels), expected)
+
+
+def test_distances_in_a_file_are_read_block_by_block(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "distance.npy", rng.random((2000, 4000), np.float32))
+    labels = [rng.integers(0, 50, size) for size in (2000, 4000, 2000, 4000)]
+    distance = np.load(tmp_path / "distance.npy", mmap_mode="r")
+    evaluate(distance[:9], [labels[0][:9], labels[1], labels[2][:9], labels[3]])  # compiles
+    tracemalloc.start()
+    try:
+        found = evaluate(distance, labels)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < distance.nbytes / 3
+    assert_equal(found, evaluate(np.array(distance), labels))
+
+
+def test_features_take_memory_for_one_copy_and_a_block_of_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_BLOCK_BYTES", 10**6)
+    monkeypatch.setattr(distinct, "_BLOCK_BYTES", 10**6)
+    rng = np.random.default_rng(0)
+    query_QD, gallery_GD = rng.random((200, 400), np.float32), rng.random((20_000, 400), np.float32)
+    labels = [rng.integers(0, 50, size) for size in (200, 20_000, 200, 20_000)]
+    evaluate_ranking(query_QD[:9], gallery_GD, labels[0][:9], labels[1], labels[2][:9], labels[3])  # compiles
+    tracemalloc.start()
+    try:
+        evaluate_ranking(query_QD, gallery_GD, *labels)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1.3 * gallery_GD.nbytes
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_row_of_a_distance_that_is_not_finite_is_named(
+    value: float, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distance = np.ones((7, 3), dtype)
+    distance[5, 2] = value
+    for copy_bytes in (1, 50, 10**6):
+        monkeypatch.setattr(ranking, "_COPY_BYTES", copy_bytes)
+        with pytest.raises(UserError, match="distance: row 5 is not finite"):
+            evaluate(distance, [np.ones(7, int), np.ones(3, int), None, None])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"query_ids": [7, 8]}, "none of 2 queries has a match among 3 gallery images of another camera"),
@@ -168,6 +257,7 @@ def test_the_given_distances_are_not_changed() -> None:
         ({"max_rank": 0}, "max_rank: expected at least 1, got 0"),
         ({"distance": np.full((2, 3), np.nan)}, "distance: row 0 is not finite"),
         ({"distance": np.zeros((3, 2))}, r"distance: expected the shape \(2, 3\)"),
+        ({"distance": [["near", "far", "far"]] * 2}, r"distance: expected .* of <U4"),
         ({"distance": None}, "give the features of query and gallery"),
         ({"query_QD": np.eye(2), "gallery_GD": np.ones((3, 2))}, "give the features of query and gallery"),
         (
@@ -175,6 +265,7 @@ def test_the_given_distances_are_not_changed() -> None:
             "gallery features: row 0 is not finite",
         ),
         ({"query_QD": np.eye(3), "gallery_GD": np.ones((3, 3)), "distance": None}, "features: 3 and 3 rows"),
+        ({"query_QD": np.eye(2), "gallery_GD": np.ones((3, 5)), "distance": None}, "features are 2 and 5 wide"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -1,0 +1,356 @@
+"""Supervised tuning: labelled crops -> P x K batches -> part-token ViT -> necks -> sum of weighted losses.
+
+Reads from top to bottom in the order it runs: ``run`` (driver), ``train_worker``, ``train_epochs``, ``train_ranking``.
+Settings are in ``finetune_config``, the steps in ``passreid_ray.train.finetune_step`` and ``ranking_step``.
+Sources: PASS (arXiv:2203.03931), section 4.1; the second stage: Almazan et al., arXiv:1801.05339.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from passreid_ray.data import Rows
+from passreid_ray.data.identity_order import IdentityOrder
+from passreid_ray.data.known_sets import check_known_set
+from passreid_ray.data.read_ahead import read_ahead
+from passreid_ray.data.stream import Stream
+from passreid_ray.data.triplet_order import TripletOrder
+from passreid_ray.engines.board import Board, Monitor
+from passreid_ray.engines.embedding import ImageInput, TunedFeatures
+from passreid_ray.engines.evaluate import measure
+from passreid_ray.engines.finetune_config import FinetuneConfig
+from passreid_ray.engines.fit import fit
+from passreid_ray.engines.labelled_task import LabelledTask, open_labelled_task
+from passreid_ray.engines.precheck import check_readable
+from passreid_ray.engines.ranking_stage import MiningTask, TripletMiner, mined_by_rank_0
+from passreid_ray.engines.ray_cluster import connect, data_cpus
+from passreid_ray.engines.run_folder import prepare
+from passreid_ray.engines.summary import print_summary
+from passreid_ray.engines.tuning_config import build_model, check_shares, start_classifier, with_start
+from passreid_ray.engines.tuning_worker import MakeView, TuningRun
+from passreid_ray.errors import UserError
+from passreid_ray.models import ReidModel
+from passreid_ray.train.finetune_state import FinetuneNetwork, FinetuneState, average_of
+from passreid_ray.train.finetune_step import FinetuneStepSettings, LabelledBatch, finetune_step
+from passreid_ray.train.meter import Meter
+from passreid_ray.train.ranking_step import RankingNetwork, RankingSettings, ranking_step
+from passreid_ray.train.run_log import RunLog
+from passreid_ray.train.supervised_losses import SupervisedLosses
+from passreid_ray.train.worker import WorkerContext
+from passreid_ray.views import UndistortedView, UndistortedViewConfig, crop_to_grids, normalize, view_rng
+
+
+@dataclass(frozen=True)
+class MakeUndistortedView:
+    """The training view of an image that keeps its shape, as uint8, and its grid of patches."""
+
+    config: UndistortedViewConfig
+    patch_px: int
+    seed: int
+    draws_per_step: int
+    num_steps: int
+    """Of the whole run: how far it is decides how large the cut-out may be."""
+
+    def __call__(self, image_HWC: np.ndarray, draw: int, image_id: str) -> dict[str, np.ndarray]:
+        progress = min(1.0, draw // self.draws_per_step / max(1, self.num_steps - 1))
+        view = UndistortedView(self.config, self.patch_px)
+        pixels_3HW, grid = view(image_HWC, view_rng(self.seed, draw, image_id), progress)
+        return {"image": pixels_3HW, "grid": np.asarray(grid)}
+
+
+def run(config: FinetuneConfig, console: Console | None = None) -> Path:
+    """Tune as ``config`` says, or continue the run of that name; the folder of the run.
+
+    Every check that needs no cluster comes before Ray starts.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    config = with_start(config)
+    task = open_labelled_task(config.data)
+    eval_rows = config.evaluation.rows()
+    check_settings(config, task)
+    model, notes = build_model(config)
+    _, dropped = build_losses(config, task, model)
+    check_readable(task.rows, config.max_bad_share)
+    fingerprint = task.rows.fingerprint()
+    prepare(config.run, config, config.must_agree, fingerprint)
+    connect(config.workers)
+    stages = [f"{config.epochs} epochs of {steps_per_epoch(config, task)} steps of {config.batch_size} images"]
+    if config.ranking.steps:
+        stages.append(f"{config.ranking.steps} steps of {config.ranking.triplets_per_step} triplets")
+    console.print(
+        f"{len(task.rows)} images of {task.num_persons} people, {', then '.join(stages)}, "
+        f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
+    )
+    console.print(f"losses: {', '.join(f'{weight:g} {name}' for name, weight in config.losses.in_use.items())}")
+    console.print(f"start: {notes}{dropped}")
+    for note in [*task.notes(config.batch_size, config.images_per_identity), *check_known_set(task.rows)]:
+        console.print(note)
+    board = Board.remote()
+    mining = MiningTask(
+        ray.put(task.rows),
+        ray.put(task.labels_N),
+        ray.put(model),
+        image_input(config, model),
+        config.ranking,
+        config.seed,
+        config.evaluation.retrieval.batch_size,
+        config.workers.threads_per_worker(),
+    )
+    loop_config = {
+        "config": config,
+        "task": ray.put(task),
+        "fingerprint": fingerprint,
+        "eval_rows": ray.put(eval_rows),
+        "board": board,
+        "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
+        "best": config.best_store,
+        "miner": start_miner(config),
+        "mining": mining,
+    }
+    log = RunLog(config.run.folder)
+    with Monitor(board, log, console, num_rows=len(task.rows), max_bad_share=config.max_bad_share):
+        fit(train_worker, loop_config, config.run, config.workers, board)
+    print_summary(config.run.folder, console)
+    console.print(
+        f"checkpoints (best by mAP in best/), metrics.jsonl and TensorBoard events are in {config.run.folder}"
+    )
+    return config.run.folder
+
+
+def check_settings(config: FinetuneConfig, task: LabelledTask) -> None:
+    """Raise ``UserError`` for settings that do not fit each other or the data."""
+    check_shares(config)
+    if config.epochs and not config.losses.in_use:
+        raise UserError("losses: all weights are 0; give at least one of them a weight, or set epochs=0")
+    if not config.epochs and not config.ranking.steps:
+        raise UserError("epochs: 0, and ranking.steps too; there is nothing to do")
+    if config.losses.average_k.weight and config.losses.average_k.k >= task.num_persons:
+        raise UserError(
+            f"losses.average_k.k: {config.losses.average_k.k} candidates of {task.num_persons} people; give fewer"
+        )
+    ranking, parts = config.ranking, config.workers.num_workers * config.ranking.micro_batches
+    if ranking.steps and ranking.triplets_per_step % parts:
+        raise UserError(
+            f"ranking.triplets_per_step: {ranking.triplets_per_step} triplets cannot be divided among "
+            f"{config.workers.num_workers} workers in {ranking.micro_batches} micro-batches; "
+            f"make it a multiple of {parts}"
+        )
+    if ranking.steps and not (np.bincount(task.labels_N) > 1).any():
+        raise UserError("ranking: nobody has two images, so there are no triplets; set ranking.steps=0")
+
+
+def steps_per_epoch(config: FinetuneConfig, task: LabelledTask) -> int:
+    """Steps in which about as many images are seen as there are."""
+    return max(1, len(task.rows) // config.batch_size)
+
+
+def image_input(config: FinetuneConfig, model: ReidModel) -> ImageInput:
+    """How images of the pool and of the evaluation are read."""
+    patch_px = None if config.undistorted is None else model.backbone.patch_size[0]
+    return ImageInput(config.image_size_px, config.seen, patch_px)
+
+
+def build_losses(config: FinetuneConfig, task: LabelledTask, model: ReidModel) -> tuple[SupervisedLosses, str]:
+    """The losses with their first classifiers, the same on every worker, and what became of the start's classifier."""
+    torch.manual_seed(config.seed + 1)
+    losses = SupervisedLosses(config.losses, task.num_persons, model.feature_width)
+    path = config.start.checkpoint
+    if path is None or config.start.necks == "fresh" or "identity" not in losses.classifiers:
+        return losses, ""
+    known_CD = start_classifier(path)
+    if known_CD is None:
+        return losses, "; no classifier in it"
+    own_CD = losses.classifiers["identity"]
+    if known_CD.shape != own_CD.shape:
+        return losses, f"; its classifier of {len(known_CD)} people is left out, the data has {task.num_persons}"
+    with torch.no_grad():
+        own_CD.copy_(known_CD)
+    return losses, "; classifier loaded"
+
+
+def start_miner(config: FinetuneConfig) -> Any:
+    """The actor that mines triplets; None when there is no stage that needs it."""
+    if not config.ranking.steps:
+        return None
+    return TripletMiner.options(num_gpus=config.ranking.miner_gpus).remote()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """What each worker does: resume, then the epochs, then the mined triplets."""
+    config: FinetuneConfig = loop_config["config"]
+    threads = config.workers.threads_per_worker()
+    worker = WorkerContext.from_ray(loop_config["board"], loop_config["checkpoints"], threads)
+    task: LabelledTask = ray.get(loop_config["task"])
+    eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
+    end_of_epochs = config.epochs * steps_per_epoch(config, task)
+    state = build_state(config, task, worker)
+    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
+    tuning.resume(partial(load_checkpoint, state, config, end_of_epochs))
+    if worker.rank == 0:
+        worker.post("start", step=state.step, end_step=end_of_epochs + config.ranking.steps)
+    evaluate = partial(evaluate_model, tuning, state, config, eval_rows)
+    if state.step == 0:
+        evaluate()
+    if state.step < end_of_epochs:
+        train_epochs(tuning, state, config, task, evaluate)
+    if state.step < end_of_epochs + config.ranking.steps:
+        miner, mining = loop_config["miner"], loop_config["mining"]
+        train_ranking(tuning, state, config, task, miner, mining, end_of_epochs, evaluate)
+
+
+def build_state(config: FinetuneConfig, task: LabelledTask, worker: WorkerContext) -> FinetuneState:
+    """The state before the first step, the same on every worker."""
+    model, _ = build_model(config)
+    losses, _ = build_losses(config, task, model)
+    model.backbone.use_fused_attention(worker.device.type != "cpu" or config.precision == "fp32")
+    network = FinetuneNetwork(model, losses).to(worker.device)
+    scaler = GradScaler(worker.device.type, enabled=config.precision == "fp16")
+    average = None if config.average_decay is None else average_of(network.model)
+    return FinetuneState(network, network, config.optimizer.build(network, model.backbone), scaler, average=average)
+
+
+def load_checkpoint(
+    state: FinetuneState,
+    config: FinetuneConfig,
+    end_of_epochs: int,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    source: str,
+) -> None:
+    """Put a checkpoint back into ``state``; one of the second stage has the optimiser of that stage."""
+    if meta["step"] > end_of_epochs:
+        state.optimizer = config.ranking.build_optimizer(state.network.model.backbone)
+    state.load(tensors, meta, source)
+
+
+def train_epochs(
+    tuning: TuningRun, state: FinetuneState, config: FinetuneConfig, task: LabelledTask, evaluate: Any
+) -> None:
+    """The epochs of the weighted losses, or those that are left of them."""
+    worker, per_epoch = tuning.worker, steps_per_epoch(config, task)
+    end = config.epochs * per_epoch
+    state.forward = worker.share(state.network)
+    order = IdentityOrder(
+        task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
+    )
+    view = make_view(config, state.network.model, config.batch_size, end)
+    stream = Stream(ray.put(task.rows), order, view, worker.rank, worker.world_size)
+    settings = step_settings(config)
+    meter = Meter(worker, config.batch_size)
+    batches = stream.batches(state.step, end, num_cpus=data_cpus(worker.world_size))
+    while state.step < end:
+        with meter.waiting():
+            batch = next(batches)
+        worker.post_bad(batch["bad"])
+        lr = config.optimizer.set_lr(state.optimizer, state.step, per_epoch, config.epochs)
+        labelled = to_batch(batch, config, task, state)
+        metrics = finetune_step(state, labelled, state.step / per_epoch, settings)
+        meter.count_step(metrics["loss"])
+        if state.step == end or state.step % config.log_every_steps == 0:
+            tuning.log(metrics, {"lr": lr, "epoch": state.step / per_epoch}, meter)
+        tuning.stop_if_refused()
+        epoch, position = divmod(state.step, per_epoch)
+        if position == 0 and (state.step == end or epoch % config.evaluation.every_epochs == 0):
+            evaluate()
+        if state.step == end or config.run.is_checkpoint_due(state.step, per_epoch):
+            tuning.save()
+
+
+def train_ranking(
+    tuning: TuningRun,
+    state: FinetuneState,
+    config: FinetuneConfig,
+    task: LabelledTask,
+    miner: Any,
+    mining: MiningTask,
+    first: int,
+    evaluate: Any,
+) -> None:
+    """Rounds of mining and steps on what was mined, from step ``first`` on, or those that are left of them.
+
+    Checkpoints are taken between rounds only, because a round's triplets depend on the weights it began with.
+    """
+    worker, ranking, model = tuning.worker, config.ranking, state.network.model
+    end = first + ranking.steps
+    if state.step == first:
+        state.optimizer = ranking.build_optimizer(model.backbone)
+    state.forward = worker.share(RankingNetwork(model))
+    settings, threads = step_settings(config), config.workers.threads_per_worker()
+    meter = Meter(worker, 3 * ranking.triplets_per_step)
+    while state.step < end:
+        round_index, begin = (state.step - first) // ranking.refresh_steps, state.step
+        with meter.waiting():
+            triplets_T3, mined = mined_by_rank_0(miner, mining, model, round_index)
+        if mined is not None:
+            if mined.bad:
+                worker.post("bad", images=mined.bad)
+            found = {"ranking/mined_loss": mined.mean_loss, "ranking/random_loss": mined.random_loss}
+            worker.post("record", step=state.step + 1, metrics=found)
+        order = TripletOrder(triplets_T3, task.labels_N, ranking.triplets_per_step, begin)
+        view = make_view(config, model, order.batch_size, end)
+        end_of_round = min(begin + ranking.refresh_steps, end)
+        share = {"rank": worker.rank, "world_size": worker.world_size, "threads": threads}
+        batches = read_ahead(task.rows, order, begin, end_of_round, view, **share)
+        while state.step < end_of_round:
+            with meter.waiting():
+                batch = next(batches)
+            worker.post_bad(batch["bad"])
+            lr = ranking.lr_at(state.step - first)
+            for group in state.optimizer.param_groups:
+                group["lr"] = lr
+            labelled = to_batch(batch, config, task, state)
+            metrics = ranking_step(state, labelled, settings, RankingSettings(ranking.margin, ranking.micro_batches))
+            meter.count_step(metrics["loss"])
+            if state.step == end or state.step % config.log_every_steps == 0:
+                tuning.log(metrics, {"lr": lr, "ranking/staleness_steps": state.step - begin}, meter)
+        tuning.stop_if_refused()
+        every = ranking.evaluate_every_steps
+        if state.step == end or (every is not None and (state.step - first) // every > (begin - first) // every):
+            evaluate()
+        if state.step == end or (round_index + 1) % ranking.checkpoint_every_minings == 0:
+            tuning.save()
+
+
+def step_settings(config: FinetuneConfig) -> FinetuneStepSettings:
+    """What is the same in every step."""
+    return FinetuneStepSettings(config.precision, config.seed, config.optimizer.clip_norm, config.average_decay or 0.0)
+
+
+def make_view(config: FinetuneConfig, model: ReidModel, draws_per_step: int, num_steps: int) -> Any:
+    """What makes the training view of an image."""
+    if config.undistorted is None:
+        return MakeView(config.views, config.seed)
+    return MakeUndistortedView(config.undistorted, model.backbone.patch_size[0], config.seed, draws_per_step, num_steps)
+
+
+def to_batch(
+    batch: Mapping[str, np.ndarray], config: FinetuneConfig, task: LabelledTask, state: FinetuneState
+) -> LabelledBatch:
+    """A streamed batch as tensors on the device."""
+    pixels_BCHW, grids_B2 = torch.from_numpy(batch["image"].copy()), None
+    if "grid" in batch:
+        grids_B2 = torch.from_numpy(batch["grid"].copy())
+        pixels_BCHW = crop_to_grids(pixels_BCHW, grids_B2, state.network.model.backbone.patch_size[0])
+    ids_B = torch.from_numpy(task.labels_N[batch["row"]])
+    return LabelledBatch(normalize(pixels_BCHW.to(state.device), config.seen), ids_B.to(state.device), grids_B2)
+
+
+def evaluate_model(tuning: TuningRun, state: FinetuneState, config: FinetuneConfig, rows: Rows | None) -> None:
+    """Measure the published model on the labelled rows, if there are any, and keep it when it is the best."""
+    if rows is None:
+        return
+    model = TunedFeatures(state.published, config.feature)
+    read = image_input(config, state.published)
+    metrics = measure(model, rows, read, config.evaluation.retrieval, tuning.worker.device)
+    if tuning.worker.rank == 0:
+        tuning.worker.post("evaluation", step=state.step, metrics=metrics)
+    tuning.keep_best(metrics)
