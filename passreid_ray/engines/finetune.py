@@ -26,7 +26,6 @@ from passreid_ray.data.stream import Stream
 from passreid_ray.data.triplet_order import TripletOrder
 from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.embedding import ImageInput, TunedFeatures
-from passreid_ray.engines.evaluate import measure
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.labelled_task import LabelledTask, open_labelled_task
@@ -34,6 +33,7 @@ from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.ranking_stage import MiningTask, TripletMiner, mined_by_rank_0
 from passreid_ray.engines.ray_cluster import connect, data_cpus
 from passreid_ray.engines.run_folder import prepare
+from passreid_ray.engines.scoring import measure
 from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.tuning_config import build_model, check_shares, start_classifier, with_start
 from passreid_ray.engines.tuning_worker import MakeView, TuningRun

@@ -4,10 +4,11 @@ from pydantic import Field
 
 from passreid_ray.data import Source, SyntheticSource
 from passreid_ray.engines.embedding import NeckSide
-from passreid_ray.engines.evaluate import LabelledData
 from passreid_ray.engines.ranking_stage import RankingConfig
 from passreid_ray.engines.run_folder import RunConfig
+from passreid_ray.engines.scoring import LabelledData
 from passreid_ray.engines.tuning_config import TUNING_MUST_AGREE, TuningConfig
+from passreid_ray.models.config import NeckConfig
 from passreid_ray.train.finetune_optimizer import FinetuneOptimizerConfig
 from passreid_ray.train.supervised_losses import LossesConfig
 from passreid_ray.views import TrainingViewConfig
@@ -33,6 +34,7 @@ class FinetuneConfig(TuningConfig):
     """K: images of each person in a batch, of different cameras where there are some."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth of the last block in training."""
+    neck: NeckConfig = NeckConfig(neck="multi")
     feature: NeckSide = "before"
     """The feature that is compared: the one before the neck, as in the reference, or the one behind it."""
     average_decay: float | None = Field(default=None, ge=0, lt=1)

@@ -21,11 +21,11 @@ from passreid_ray.data.order import EpochOrder
 from passreid_ray.data.stream import Stream
 from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
-from passreid_ray.engines.evaluate import LabelledData, measure
 from passreid_ray.engines.fit import fit, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
+from passreid_ray.engines.scoring import LabelledData, measure
 from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.warm_start import WarmStartConfig, warm_start
 from passreid_ray.errors import UserError

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PhaseProgress = Callable[[str, int, int], None]
-"""Called with a phase's name, the rows done and all its rows."""
+"""Called with the name of a phase, how much of it is done and how much there is: images, mostly."""
 LINE_SECONDS = 30.0
 SHORT_SECONDS = 5.0
 """Phases that take less are not worth a line."""
@@ -115,10 +115,7 @@ class PlainLines:
 
 
 class PhaseLines:
-    """Phases of a job that are counted in rows: a bar while one lasts, and in a log a line when it ends.
-
-    Call it with a phase's name, the rows done and all its rows.
-    """
+    """Phases of a job: a bar while one lasts, and in a log a line when it ends. Call it as ``PhaseProgress``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -151,14 +148,12 @@ class PhaseLines:
         if done == total:
             seconds = now - self._start
             if seconds >= SHORT_SECONDS:
-                rate = f", {total / seconds:,.0f}/s" if phase == "features" else ""
-                self._console.print(
-                    f"{phase}: {total:,} images in {seconds:.1f} s{rate}", highlight=False, markup=False
-                )
+                rate = f", {total / seconds:,.0f} images/s" if phase == "features" else ""
+                self._say(f"{phase}: {total:,} in {seconds:.1f} s{rate}")
             self._phase = ""
         elif now - self._last >= LINE_SECONDS and not self._console.is_terminal:
             self._last = now
-            self._say(f"{phase}: {done:,} of {total:,} images")
+            self._say(f"{phase}: {done:,} of {total:,}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)

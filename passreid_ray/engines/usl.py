@@ -26,12 +26,12 @@ from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
 from passreid_ray.engines.embedding import ImageInput
-from passreid_ray.engines.evaluate import measure
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
 from passreid_ray.engines.ray_cluster import connect, data_cpus
 from passreid_ray.engines.run_folder import prepare
+from passreid_ray.engines.scoring import measure
 from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.tuning_config import build_model, check_shares, with_start
 from passreid_ray.engines.tuning_worker import MakeView, TuningRun

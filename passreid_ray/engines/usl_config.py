@@ -8,8 +8,8 @@ from torch import Tensor
 from passreid_ray.config import Section
 from passreid_ray.data import Source, SyntheticSource
 from passreid_ray.engines.clustering import ClusterConfig
-from passreid_ray.engines.evaluate import LabelledData
 from passreid_ray.engines.run_folder import RunConfig
+from passreid_ray.engines.scoring import LabelledData
 from passreid_ray.engines.tuning_config import TUNING_MUST_AGREE, TuningConfig
 from passreid_ray.losses import ClusterMemory
 from passreid_ray.losses.cluster_memory import MemoryUpdate, Negatives

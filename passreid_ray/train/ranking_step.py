@@ -49,20 +49,23 @@ def ranking_step(
     step whose loss or gradient is not finite changes nothing but the position and the count of such steps.
     Source: Almazan et al., arXiv:1801.05339, section 3.
     """
-    model, num = state.network.model, ranking.num_micro_batches
+    model = state.network.model
     buffers = buffers_of(state.network)
     images_3TCHW = batch.images_BCHW.unflatten(0, (3, -1))
     grids_3T2 = None if batch.grids_B2 is None else batch.grids_B2.unflatten(0, (3, -1))
-    noise_L2B = drop_path_noise(model.backbone, settings.seed, state.step, len(batch.images_BCHW), state.device)
+    num_triplets = images_3TCHW.shape[1]
+    # Three views of a triplet: so a worker's share of the noise is that of its triplets.
+    noise_L23T = drop_path_noise(model.backbone, settings.seed, state.step, num_triplets, state.device, views=3)
     losses = []
-    for index, places in enumerate(torch.arange(images_3TCHW.shape[1]).chunk(num)):
+    micro_batches = torch.arange(num_triplets).chunk(ranking.num_micro_batches)  # fewer where they do not come out even
+    for index, places in enumerate(micro_batches):
         first, end = int(places[0]), int(places[-1]) + 1
-        noise = None if noise_L2B is None else noise_L2B.unflatten(-1, (3, -1))[..., first:end].flatten(-2)
+        noise = None if noise_L23T is None else noise_L23T[..., first:end].flatten(-2)
         grids_B2 = None if grids_3T2 is None else grids_3T2[:, first:end].flatten(0, 1)
-        with gradients_stay_local(state.forward, index < num - 1):
+        with gradients_stay_local(state.forward, index < len(micro_batches) - 1):
             with autocast(settings.precision, state.device):
                 features_BD = state.forward(images_3TCHW[:, first:end].flatten(0, 1), noise, grids_B2)
-            loss = ranking_loss(*features_BD.chunk(3), ranking.margin) * (end - first) / images_3TCHW.shape[1]
+            loss = ranking_loss(*features_BD.chunk(3), ranking.margin) * (end - first) / num_triplets
             state.scaler.scale(loss).backward()
         losses.append(loss.detach())
 

@@ -1,0 +1,129 @@
+"""Retrieval accuracy of features: which rows are query and gallery, and the Market-1501 protocol over them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from passreid_ray import distributed
+from passreid_ray.config import Section
+from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, open_rows
+from passreid_ray.engines.embedding import Embedder, ImageInput, embed_rows
+from passreid_ray.errors import UserError
+from passreid_ray.models.fusion import Fusion
+from passreid_ray.retrieval import RankingResult, evaluate_ranking
+
+
+class RetrievalConfig(Section):
+    """How features are made and compared: the Market-1501 protocol."""
+
+    query: str = "query"
+    """Split whose rows are searched for."""
+    gallery: str = "gallery"
+    """Split that is searched."""
+    fusion: Fusion = "cat"
+    """Feature: cls, parts (mean of part tokens), cat (both side by side) or mean (of both); if tuned, its own."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per forward pass of one process."""
+    max_rank: int = Field(default=50, ge=1)
+    """Length of the CMC curve."""
+    junk: Literal["leave_out", "distractors"] = "leave_out"
+    """Gallery images of person_id -1 do not count (Market-1501), or are wrong answers to every query."""
+
+
+class LabelledData(Section):
+    """Labelled rows that a run is measured on while it trains."""
+
+    data: Source | None = None
+    """Labelled rows with a query and a gallery split; none: no evaluation."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+    def rows(self) -> Rows | None:
+        """The labelled rows, if any."""
+        return None if self.data is None else labelled_rows(open_rows(self.data), self.retrieval)
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Features of query and gallery, and who and which camera they show."""
+
+    query_QD: NDArray[np.float32]
+    gallery_GD: NDArray[np.float32]
+    query_ids: NDArray[np.str_]
+    gallery_ids: NDArray[np.str_]
+    query_cameras: NDArray[np.str_] | None
+    """None, for both, when some row's camera is unknown: then there is no camera rule."""
+    gallery_cameras: NDArray[np.str_] | None
+
+    def rank(
+        self,
+        max_rank: int,
+        *,
+        distance_QG: NDArray[np.float32] | None = None,
+        false_accept_rates: tuple[float, ...] = (),
+    ) -> RankingResult:
+        """Accuracy by cosine distance, or by ``distance_QG``."""
+        return evaluate_ranking(
+            self.query_QD if distance_QG is None else None,
+            self.gallery_GD if distance_QG is None else None,
+            self.query_ids,
+            self.gallery_ids,
+            self.query_cameras,
+            self.gallery_cameras,
+            distance=distance_QG,
+            max_rank=max_rank,
+            false_accept_rates=false_accept_rates,
+        )
+
+
+def labelled_rows(rows: Rows, retrieval: RetrievalConfig, where: str = "data") -> Rows:
+    """Query and gallery rows of a data set; raises ``UserError`` when a split or the identities are missing."""
+    rows = rows.with_split(retrieval.query, retrieval.gallery, where=where)
+    unknown = int(np.sum([person_id is None for person_id in rows.person_ids]))
+    if unknown:
+        raise UserError(
+            f"{where}: {unknown} of {len(rows)} query and gallery images have no person_id; evaluation needs them"
+        )
+    return rows
+
+
+def retrieval_task(
+    features_ND: NDArray[np.float32], rows: Rows, retrieval: RetrievalConfig, bad: list[tuple[str, str]]
+) -> RetrievalTask:
+    """The rows that count: not junk, and not among the ``bad`` ones, whose image could not be used."""
+    has_cameras = all(camera_id is not None for camera_id in rows.camera_ids)
+    cameras, persons = rows.camera_ids.astype(str), rows.person_ids.astype(str)
+    is_usable = ~np.isin(rows.image_ids.astype(str), [image_id for image_id, _ in bad])
+    is_person = rows.person_ids != JUNK_PERSON_ID
+    query = is_usable & is_person & (rows.splits == retrieval.query)
+    gallery = is_usable & (rows.splits == retrieval.gallery)
+    if retrieval.junk == "leave_out":
+        gallery &= is_person
+    return RetrievalTask(
+        features_ND[query],
+        features_ND[gallery],
+        persons[query],
+        persons[gallery],
+        cameras[query] if has_cameras else None,
+        cameras[gallery] if has_cameras else None,
+    )
+
+
+def measure(
+    model: Embedder, rows: Rows, image_input: ImageInput, retrieval: RetrievalConfig, device: torch.device
+) -> dict[str, float]:
+    """``evaluation/*`` of ``model`` on query and gallery ``rows``, on rank 0; all workers share the features."""
+    features_ND, bad = embed_rows(model, rows, image_input, batch_size=retrieval.batch_size, device=device)
+    if distributed.rank() != 0:
+        return {}
+    result = retrieval_task(features_ND, rows, retrieval, bad).rank(retrieval.max_rank)
+    return {f"evaluation/{name}": value for name, value in as_metrics(result).items()}
+
+
+def as_metrics(result: RankingResult) -> dict[str, float]:
+    """mAP, mINP and the usual ranks, as fractions."""
+    ranks = {f"rank{rank}": float(result.cmc[min(rank, len(result.cmc)) - 1]) for rank in (1, 5, 10)}
+    return {"mAP": float(result.mAP), "mINP": float(result.mINP), **ranks}

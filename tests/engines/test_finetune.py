@@ -1,0 +1,211 @@
+"""Real supervised tuning runs on a real local cluster."""
+
+import contextlib
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from rich.console import Console
+
+from passreid_ray.config import build, read_preset
+from passreid_ray.engines import evaluate, finetune
+from passreid_ray.engines.finetune_config import FinetuneConfig
+from passreid_ray.engines.tuning_config import with_start
+from passreid_ray.errors import UserError
+from passreid_ray.models import official_supervised_state_dict
+from passreid_ray.train.run_log import read_jsonl
+from passreid_ray.train.state_files import find_checkpoint, load_state
+from tests.engines.finetune_micro import (
+    EPOCHS,
+    LAST_STEP,
+    PEOPLE,
+    REFRESH_STEPS,
+    STEPS_PER_EPOCH,
+    finetune_config,
+    finetune_preset,
+)
+from tests.processes import own_processes
+
+ROOT = Path(__file__).parents[2]
+END_OF_EPOCHS = EPOCHS * STEPS_PER_EPOCH
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
+
+
+def assert_as_unbroken(folder: Path, unbroken: Path) -> None:
+    assert losses(folder) == losses(unbroken)
+    got, expected = load_state(find_checkpoint(folder)), load_state(find_checkpoint(unbroken))
+    assert got[1]["step"] == expected[1]["step"] == LAST_STEP
+    assert got[0].keys() == expected[0].keys()
+    assert all(np.array_equal(value, expected[0][name]) for name, value in got[0].items())
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one worker that nothing disturbed: epochs, then mined triplets."""
+    return finetune.run(finetune_config(tmp_path_factory.mktemp("unbroken")))
+
+
+def test_a_run_leaves_everything_that_is_promised(unbroken: Path) -> None:
+    records = read_jsonl(unbroken / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, LAST_STEP + 1))
+    steps = [record["step"] for record in records if "evaluation/mAP" in record]
+    assert steps == [0, END_OF_EPOCHS, END_OF_EPOCHS + 3, END_OF_EPOCHS + 6, LAST_STEP]
+    first = next(record for record in records if record["step"] == 1)
+    assert {"loss/identity", "loss/triplet", "loss/center", "loss/am_softmax", "lr", "grad_norm"} <= first.keys()
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    best = max((record for record in records), key=lambda record: record.get("evaluation/mAP", 0))
+    assert load_state(find_checkpoint(unbroken / "best"))[1]["step"] == best["step"]
+
+
+def test_triplets_are_mined_anew_exactly_every_refresh_steps_and_harder_than_by_chance(unbroken: Path) -> None:
+    records = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "ranking/mined_loss" in record]
+    assert [record["step"] for record in records] == [END_OF_EPOCHS + 1 + REFRESH_STEPS * index for index in range(3)]
+    assert all(record["ranking/mined_loss"] >= record["ranking/random_loss"] for record in records)
+    staleness = [record.get("ranking/staleness_steps") for record in read_jsonl(unbroken / "metrics.jsonl")]
+    assert max(value for value in staleness if value is not None) == REFRESH_STEPS
+
+
+def test_the_resolved_settings_in_the_run_folder_are_those_of_the_run(unbroken: Path) -> None:
+    written = build(FinetuneConfig, read_preset(str(unbroken / "config.toml")))
+    assert written == with_start(finetune_config(unbroken.parent))
+
+
+def test_the_evaluate_job_measures_the_moving_average_of_a_tuned_checkpoint(unbroken: Path, tmp_path: Path) -> None:
+    data = finetune_config(tmp_path).evaluation.data
+    assert data is not None
+    config = evaluate.EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
+    result = evaluate.run(config)[0].methods["cosine"]
+    last = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "evaluation/mAP" in record][-1]
+    assert result.mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)
+
+
+def test_two_workers_give_the_losses_of_one(unbroken: Path, tmp_path: Path) -> None:
+    folder = finetune.run(finetune_config(tmp_path, workers={"num_workers": 2}))
+    for step, loss in losses(folder).items():
+        assert loss == pytest.approx(losses(unbroken)[step], rel=2e-4)
+
+
+@pytest.mark.parametrize("kill_after", [STEPS_PER_EPOCH + 2, END_OF_EPOCHS + REFRESH_STEPS + 1])
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(
+    kill_after: int, unbroken: Path, tmp_path: Path
+) -> None:
+    config = finetune_config(tmp_path)
+
+    def kill() -> None:
+        while max(losses(config.run.folder), default=0) < kill_after:
+            time.sleep(0.02)
+        os.kill(own_processes("RayTrainWorker")[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    folder = finetune.run(config)
+    assert not killer.is_alive()
+    assert_as_unbroken(folder, unbroken)
+
+
+def test_a_job_killed_and_given_again_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/finetune.py", str(finetune_preset(tmp_path))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
+    folder = tmp_path / "finetune"
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    ) as process:
+        while max(losses(folder), default=0) < END_OF_EPOCHS + 1:
+            assert process.poll() is None
+            time.sleep(0.01)
+        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(ProcessLookupError):  # ended with one that was killed before it
+                os.kill(victim.pid, signal.SIGKILL)
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(rf"continuing after step \d+ of {LAST_STEP}", again.stdout)
+    assert_as_unbroken(folder, unbroken)
+
+
+def test_a_tuned_checkpoint_of_other_people_starts_a_run_without_its_classifier(unbroken: Path, tmp_path: Path) -> None:
+    known = {"start": {"checkpoint": str(unbroken), "necks": "loaded"}, "epochs": 1, "ranking": {}}
+    console = Console(record=True, quiet=False, file=(tmp_path / "log.txt").open("w"), width=400)
+    more = {**PEOPLE, "num_people": 16, "splits": ["train"]}
+    finetune.run(finetune_config(tmp_path, **known, data=more), console)
+    assert "its classifier of 6 people is left out, the data has 8" in console.export_text(clear=False)
+    config = with_start(finetune_config(tmp_path, **known))
+    task = finetune.open_labelled_task(config.data)
+    model, _ = finetune.build_model(config)
+    losses_, notes = finetune.build_losses(config, task, model)
+    tensors, _ = load_state(find_checkpoint(unbroken))
+    assert notes == "; classifier loaded"
+    assert torch.equal(losses_.classifiers["identity"], tensors["losses.classifiers.identity"])
+    public = tmp_path / "transformer.pth"
+    torch.save(official_supervised_state_dict(model, losses_.classifiers["identity"]), public)
+    again = finetune_config(tmp_path, **{**known, "start": {"checkpoint": str(public), "necks": "loaded"}})
+    assert finetune.build_losses(with_start(again), task, model)[1] == "; classifier loaded"
+
+
+def test_images_keep_their_shape_when_asked_and_the_checkpoint_says_so(cluster: None, tmp_path: Path) -> None:
+    config = finetune_config(tmp_path, epochs=1, undistorted={"image_size_px": (64, 48)})
+    folder = finetune.run(config)
+    assert all(math.isfinite(loss) for loss in losses(folder).values())
+    data = config.evaluation.data
+    assert data is not None
+    result = evaluate.run(evaluate.EvaluateConfig(checkpoint=folder, output=tmp_path / "e", data=data))[0]
+    last = [record for record in read_jsonl(folder / "metrics.jsonl") if "evaluation/mAP" in record][-1]
+    assert result.methods["cosine"].mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)
+
+
+def people_csv(folder: Path, persons: list[str]) -> dict[str, Any]:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["image,person_id,camera_id,split"]
+    for index, person in enumerate(persons):
+        Image.new("RGB", (32, 64), (index * 7 % 255, 100, 50)).save(folder / f"{index}.png")
+        lines.append(f"{index}.png,{person},1,train")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return {"kind": "labels_csv", "root": str(folder), "splits": ["train"]}
+
+
+def test_what_can_be_known_is_told_before_ray_starts(tmp_path: Path) -> None:
+    silent = Console(quiet=True)
+    one = people_csv(tmp_path / "one", ["a"] * 8)
+    unknown = people_csv(tmp_path / "unknown", ["a", "", "b", "b"])
+    single = people_csv(tmp_path / "single", ["a", "b", "c", "d"])
+    off = {"identity": {"weight": 0}, "triplet": {"weight": 0}}
+    for changes, message in (
+        ({"batch_size": 9}, "batch_size: 9 images cannot be divided by 2"),
+        ({"data": one}, "data: all 8 images are of one person"),
+        ({"data": unknown}, "data: 1 of 4 images have no person_id"),
+        ({"data": single}, "ranking: nobody has two images"),
+        ({"losses": off}, "losses: all weights are 0"),
+        ({"epochs": 0, "ranking": {}}, "epochs: 0, and ranking.steps too"),
+        ({"losses": {"average_k": {"weight": 1, "k": 6}}}, "losses.average_k.k: 6 candidates of 6 people"),
+        ({"workers": {"num_workers": 8}}, "ranking.triplets_per_step: 4 triplets cannot be divided among 8 workers"),
+        ({"start": {"checkpoint": str(tmp_path / "absent")}}, "start.checkpoint: .*absent does not exist"),
+        ({"views": {"image_size_px": (60, 32)}}, "image size 60x32 px is not a multiple"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune.run(finetune_config(tmp_path / "run", **changes), silent)
+
+
+def test_people_with_one_image_and_small_data_are_told_and_trained_on(cluster: None, tmp_path: Path) -> None:
+    data = people_csv(tmp_path / "data", ["a", "b", "c", "c"])
+    console = Console(record=True, file=(tmp_path / "log.txt").open("w"), width=400)
+    folder = finetune.run(
+        finetune_config(tmp_path, data=data, epochs=2, ranking={}, evaluation={}, batch_size=16), console
+    )
+    text = console.export_text()
+    assert "2 of 3 people have a single image, which stands 2 times in their group" in text
+    assert "a batch has room for 8 people, the data has 3: they come again" in text
+    assert all(math.isfinite(loss) for loss in losses(folder).values())
