@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passreid_ray.distributed import all_reduce_mean
-from passreid_ray.losses.classifier_checks import check_scale_and_margin, checked_cosines
+from passreid_ray.losses.class_cosines import check_scale_and_margin, checked_cosines
 
 
 def arcface_loss(
@@ -33,14 +33,13 @@ def arcface_loss(
     outside 0..C-1.
     """
     check_scale_and_margin(scale, margin, margin_below=math.pi)
-    with torch.autocast(features_ND.device.type, enabled=False):
-        cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
-        ids_N = ids_N.long()
-        own_N1 = _widened(cosine_NC.gather(1, ids_N[:, None]), margin)
-        if curriculum is not None:
-            reweighted_NC = cosine_NC * (curriculum.detach().to(cosine_NC.dtype) + cosine_NC)
-            cosine_NC = torch.where(cosine_NC > own_N1, reweighted_NC, cosine_NC)
-        return F.cross_entropy(scale * cosine_NC.scatter(1, ids_N[:, None], own_N1), ids_N)
+    cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
+    ids_N = ids_N.long()
+    own_N1 = _widened(cosine_NC.gather(1, ids_N[:, None]), margin)
+    if curriculum is not None:
+        reweighted_NC = cosine_NC * (curriculum.detach().to(cosine_NC.dtype) + cosine_NC)
+        cosine_NC = torch.where(cosine_NC > own_N1, reweighted_NC, cosine_NC)
+    return F.cross_entropy(scale * cosine_NC.scatter(1, ids_N[:, None], own_N1), ids_N)
 
 
 @torch.no_grad()
@@ -52,9 +51,8 @@ def updated_curriculum(
     Every rank must call this with as many rows and gets the same result; it has ``curriculum``'s shape and dtype.
     Errors are those of ``arcface_loss``. CurricularFace (arXiv:2004.00288, section 3).
     """
-    with torch.autocast(features_ND.device.type, enabled=False):
-        cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
-        own_mean = all_reduce_mean(cosine_NC.gather(1, ids_N.long()[:, None]).mean())
+    cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
+    own_mean = all_reduce_mean(cosine_NC.gather(1, ids_N.long()[:, None]).mean())
     return curriculum * momentum + own_mean.to(curriculum.dtype) * (1 - momentum)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from passreid_ray.distributed import all_gather, all_reduce_mean, rank, world_size
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.checks import check_ids, check_matrix
 
 
 def average_k_loss(
@@ -32,7 +33,8 @@ def average_k_loss(
     Two-head loss for average-K classification (arXiv:2303.18118). Only its abstract was to be had: the count over the
     batch, ties and the forced true class are our own definition.
     """
-    _check(logits_NC, ids_N, k)
+    _check(logits_NC, k)
+    check_ids("average_k", ids_N, *logits_NC.shape)
     if set_logits_NC.shape != logits_NC.shape:
         raise UserError(
             f"average_k: set logits {tuple(set_logits_NC.shape)} beside logits {tuple(logits_NC.shape)}; "
@@ -61,7 +63,7 @@ def average_k_threshold(scores_NC: Tensor, k: int) -> Tensor:
     Midpoint of the (N k)-th and the (N k + 1)-th largest score, N rows on all ranks together. When these two are equal
     more than ``k`` reach it. Every rank must call this with as many rows; each sends its largest scores only.
     """
-    _check_scores(scores_NC, k)
+    _check(scores_NC, k)
     num_selected = world_size() * len(scores_NC) * k
     return _largest_of_all_ranks(scores_NC, num_selected + 1)[num_selected - 1 :].mean()
 
@@ -74,7 +76,8 @@ def average_k_labels(scores_NC: Tensor, ids_N: Tensor, k: int) -> Tensor:
     class order. A row's own class takes the place of the smallest chosen score, so that the count stays. Every rank
     must call this with as many rows; each sends its largest scores only.
     """
-    _check(scores_NC, ids_N, k)
+    _check(scores_NC, k)
+    check_ids("average_k", ids_N, *scores_NC.shape)
     num_selected = world_size() * len(scores_NC) * k
     # Own classes come first; then the rest of the N k places go to the largest others, which is the same.
     scores_NC = scores_NC.scatter(1, ids_N.long()[:, None], math.inf)
@@ -93,23 +96,7 @@ def _largest_of_all_ranks(scores_NC: Tensor, num_largest: int) -> Tensor:
     return all_gather(own_largest).topk(num_largest).values
 
 
-def _check(scores_NC: Tensor, ids_N: Tensor, k: int) -> None:
-    _check_scores(scores_NC, k)
-    if ids_N.shape != scores_NC.shape[:1] or ids_N.is_floating_point() or ids_N.is_complex():
-        raise UserError(
-            f"average_k: ids of shape {tuple(ids_N.shape)} and {ids_N.dtype} beside {len(scores_NC)} rows; "
-            "give one integer id per row"
-        )
-    # A look at values on a GPU would make every step wait for it.
-    if ids_N.device.type == "cpu":
-        num_classes = scores_NC.shape[1]
-        outside = ids_N[(ids_N < 0) | (ids_N >= num_classes)]
-        if len(outside):
-            raise UserError(f"average_k: id {int(outside[0])} with {num_classes} classes; ids are 0..{num_classes - 1}")
-
-
-def _check_scores(scores_NC: Tensor, k: int) -> None:
-    if scores_NC.ndim != 2 or 0 in scores_NC.shape:
-        raise UserError(f"average_k: scores of shape {tuple(scores_NC.shape)}; give (N, C), both above 0")
+def _check(scores_NC: Tensor, k: int) -> None:
+    check_matrix("average_k", "scores", scores_NC, "(N, C)")
     if not 1 <= k < scores_NC.shape[1]:
         raise UserError(f"average_k k: {k} of {scores_NC.shape[1]} classes; give at least 1 and fewer than there are")

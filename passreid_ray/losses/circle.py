@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from passreid_ray.losses.classifier_checks import check_scale_and_margin, checked_cosines
+from passreid_ray.losses.class_cosines import check_scale_and_margin, checked_cosines
 
 
 def circle_loss(
@@ -18,10 +18,9 @@ def circle_loss(
     Circle loss with class labels (arXiv:2002.10857, sections 3.1 and 3.2).
     """
     check_scale_and_margin(scale, margin, margin_below=1)
-    with torch.autocast(features_ND.device.type, enabled=False):
-        cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
-        ids_N = ids_N.long()
-        is_own_NC = torch.zeros_like(cosine_NC, dtype=torch.bool).scatter(1, ids_N[:, None], True)
-        with torch.no_grad():
-            weight_NC = torch.where(is_own_NC, 1 + margin - cosine_NC, cosine_NC + margin).clamp(min=0)
-        return F.cross_entropy(scale * weight_NC * (cosine_NC - torch.where(is_own_NC, 1 - margin, margin)), ids_N)
+    cosine_NC = checked_cosines(features_ND, weights_CD, ids_N)
+    ids_N = ids_N.long()
+    is_own_NC = torch.zeros_like(cosine_NC, dtype=torch.bool).scatter(1, ids_N[:, None], True)
+    with torch.no_grad():
+        weight_NC = torch.where(is_own_NC, 1 + margin - cosine_NC, cosine_NC + margin).clamp(min=0)
+    return F.cross_entropy(scale * weight_NC * (cosine_NC - torch.where(is_own_NC, 1 - margin, margin)), ids_N)

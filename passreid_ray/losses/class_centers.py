@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from passreid_ray.distributed import all_gather, all_reduce_mean
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.checks import check_ids
 
 
 class ClassCenters(nn.Module):
     """Centers ``(C, D)``, a loss that reads them and an update that writes them; no parameters.
 
-    A Discriminative Feature Learning Approach for Deep Face Recognition (Wen et al., ECCV 2016, eq. 2 to 4).
+    A Discriminative Feature Learning Approach for Deep Face Recognition (Wen et al., ECCV 2016).
     ``momentum`` is the fraction of its way that a center does not go: the paper's alpha is ``1 - momentum``. Centers
     start at 0 and are therefore equal on every rank. Ids are integers 0..C-1; their range is checked on the CPU only,
     since a look at values on a GPU would make every step wait for it.
@@ -68,14 +69,4 @@ class ClassCenters(nn.Module):
                 f"ClassCenters: features of shape {tuple(features_ND.shape)}; centers have width {width}, "
                 f"give (N, {width}), N above 0"
             )
-        if ids_N.shape != features_ND.shape[:1] or ids_N.is_floating_point() or ids_N.is_complex():
-            raise UserError(
-                f"ClassCenters: ids of shape {tuple(ids_N.shape)} and {ids_N.dtype} beside {len(features_ND)} "
-                "features; give one integer id per feature"
-            )
-        if ids_N.device.type == "cpu":
-            outside = ids_N[(ids_N < 0) | (ids_N >= num_classes)]
-            if len(outside):
-                raise UserError(
-                    f"ClassCenters: id {int(outside[0])} with {num_classes} centers; ids are 0..{num_classes - 1}"
-                )
+        check_ids("ClassCenters", ids_N, len(features_ND), num_classes)

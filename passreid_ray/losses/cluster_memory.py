@@ -1,7 +1,7 @@
 """One centroid per pseudo-identity: features are drawn to their own, and the centroids follow the features."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from passreid_ray.distributed import all_gather
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.checks import check_choice, check_matrix
 
 MemoryUpdate = Literal["plain", "hard", "selective"]
 Negatives = Literal["all", "weighted", "hardest"]
@@ -60,10 +61,8 @@ class ClusterMemory(nn.Module):
             raise UserError(f"ClusterMemory temp: {temp}; give a number above 0")
         if not 0 <= momentum < 1:
             raise UserError(f"ClusterMemory momentum: {momentum}; give the fraction to keep, from 0 to below 1")
-        if update not in get_args(MemoryUpdate):
-            raise UserError(f"ClusterMemory update: {update!r}; choose one of {', '.join(get_args(MemoryUpdate))}")
-        if negatives not in get_args(Negatives):
-            raise UserError(f"ClusterMemory negatives: {negatives!r}; choose one of {', '.join(get_args(Negatives))}")
+        check_choice("ClusterMemory update", update, MemoryUpdate)
+        check_choice("ClusterMemory negatives", negatives, Negatives)
         if num_hard_negatives < 1:
             raise UserError(f"ClusterMemory num_hard_negatives: {num_hard_negatives}; give at least 1")
         self.register_buffer("centroids_KD", _normalised_centroids(centroids_KD))
@@ -191,8 +190,7 @@ class ClusterMemory(nn.Module):
 
 
 def _normalised_centroids(centroids_KD: Tensor) -> Tensor:
-    if centroids_KD.ndim != 2 or 0 in centroids_KD.shape:
-        raise UserError(f"ClusterMemory: centroids of shape {tuple(centroids_KD.shape)}; give (K, D), both above 0")
+    check_matrix("ClusterMemory", "centroids", centroids_KD, "(K, D)")
     normalised_KD = F.normalize(at_least_float32(centroids_KD.detach()), dim=1)
     norm_K = normalised_KD.norm(dim=1)
     bad_K = ~((norm_K - 1).abs() < 1e-3)  # NaN is bad too

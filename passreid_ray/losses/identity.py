@@ -6,7 +6,7 @@ from torch import Tensor
 
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
-from passreid_ray.losses.classifier_checks import check_logits
+from passreid_ray.losses.checks import check_ids, check_matrix
 
 
 def identity_loss(logits_NC: Tensor, ids_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -18,6 +18,7 @@ def identity_loss(logits_NC: Tensor, ids_N: Tensor, *, label_smoothing: float = 
     """
     if not 0 <= label_smoothing <= 1:
         raise UserError(f"identity_loss label_smoothing: {label_smoothing}; give a number from 0 to 1")
-    check_logits(logits_NC, ids_N)
+    check_matrix("identity classifier", "logits", logits_NC, "(N, C)")
+    check_ids("identity classifier", ids_N, *logits_NC.shape)
     with torch.autocast(logits_NC.device.type, enabled=False):
         return F.cross_entropy(at_least_float32(logits_NC), ids_N.long(), label_smoothing=label_smoothing)

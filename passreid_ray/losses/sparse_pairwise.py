@@ -1,6 +1,6 @@
 """One positive pair per identity against all its negative pairs."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor
 from passreid_ray.distributed import all_gather, all_gather_with_gradient
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.checks import check_choice, check_ids, check_matrix
 
 SparsePositive = Literal["adaptive", "hard", "least_hard"]
 
@@ -32,7 +33,11 @@ def sparse_pairwise_loss(
     process. Shapes and settings that do not fit are a UserError.
     Adaptive Sparse Pairwise Loss (arXiv:2303.18247, section 3).
     """
-    _check(features_ND, ids_N, positive, temp)
+    check_matrix("sparse_pairwise_loss", "features", features_ND, "(N, D)")
+    check_ids("sparse_pairwise_loss", ids_N, len(features_ND))
+    check_choice("sparse_pairwise_loss positive", positive, SparsePositive)
+    if not temp > 0:
+        raise UserError(f"sparse_pairwise_loss temp: {temp}; give a number above 0")
     ids_N = all_gather(ids_N)
     with torch.autocast(features_ND.device.type, enabled=False):
         features_ND = F.normalize(all_gather_with_gradient(at_least_float32(features_ND)), dim=1)
@@ -68,20 +73,3 @@ def _masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
     """
     lowest = torch.finfo(values.dtype).min
     return torch.where(mask, values, lowest).logsumexp(dim=-1)
-
-
-def _check(features_ND: Tensor, ids_N: Tensor, positive: SparsePositive, temp: float) -> None:
-    if features_ND.ndim != 2 or 0 in features_ND.shape:
-        raise UserError(
-            f"sparse_pairwise_loss: features of shape {tuple(features_ND.shape)}; give (N, D), both above 0"
-        )
-    if ids_N.shape != features_ND.shape[:1] or ids_N.is_floating_point() or ids_N.is_complex():
-        raise UserError(
-            f"sparse_pairwise_loss: ids of shape {tuple(ids_N.shape)} and {ids_N.dtype} beside "
-            f"{len(features_ND)} features; give one integer id per feature"
-        )
-    if positive not in get_args(SparsePositive):
-        choices = ", ".join(get_args(SparsePositive))
-        raise UserError(f"sparse_pairwise_loss positive: {positive!r}; choose one of {choices}")
-    if not temp > 0:
-        raise UserError(f"sparse_pairwise_loss temp: {temp}; give a number above 0")

@@ -1,7 +1,7 @@
 """Each feature nearer to its farthest positive than to its nearest negative."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 from passreid_ray.distributed import all_gather, all_gather_with_gradient
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.checks import check_choice, check_ids, check_matrix
 
 TripletDistance = Literal["euclidean", "cosine"]
 
@@ -32,9 +33,13 @@ def triplet_loss(
 
     Every rank must call this with as many rows, and gets the value over all of them; after DDP has averaged gradients
     they are those of one process. Shapes, settings and a negative margin that do not fit are a UserError.
-    In Defense of the Triplet Loss (arXiv:1703.07737, eq. 5 and the soft margin of section 2).
+    Batch hard and soft margin: In Defense of the Triplet Loss (arXiv:1703.07737).
     """
-    _check(features_ND, ids_N, margin, distance)
+    check_matrix("triplet_loss", "features", features_ND, "(N, D)")
+    check_ids("triplet_loss", ids_N, len(features_ND))
+    check_choice("triplet_loss distance", distance, TripletDistance)
+    if margin is not None and not margin >= 0:
+        raise UserError(f"triplet_loss margin: {margin}; give a number from 0, or None for the soft margin")
     ids_N = all_gather(ids_N)
     with torch.autocast(features_ND.device.type, enabled=False):
         features_ND = all_gather_with_gradient(at_least_float32(features_ND))
@@ -61,17 +66,3 @@ def _distance(features_ND: Tensor, others_ND: Tensor, distance: TripletDistance)
             return torch.linalg.vector_norm(difference_ND, dim=1)  # its gradient at 0 is 0
         case "cosine":
             return difference_ND.square().sum(dim=1)  # |u - v|^2 = 2 - 2 cos for unit features
-
-
-def _check(features_ND: Tensor, ids_N: Tensor, margin: float | None, distance: TripletDistance) -> None:
-    if features_ND.ndim != 2 or 0 in features_ND.shape:
-        raise UserError(f"triplet_loss: features of shape {tuple(features_ND.shape)}; give (N, D), both above 0")
-    if ids_N.shape != features_ND.shape[:1] or ids_N.is_floating_point() or ids_N.is_complex():
-        raise UserError(
-            f"triplet_loss: ids of shape {tuple(ids_N.shape)} and {ids_N.dtype} beside {len(features_ND)} features; "
-            "give one integer id per feature"
-        )
-    if margin is not None and not margin >= 0:
-        raise UserError(f"triplet_loss margin: {margin}; give a number from 0, or None for the soft margin")
-    if distance not in get_args(TripletDistance):
-        raise UserError(f"triplet_loss distance: {distance!r}; choose one of {', '.join(get_args(TripletDistance))}")

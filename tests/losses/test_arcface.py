@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from passreid_ray import distributed
 from passreid_ray.errors import UserError
 from passreid_ray.losses.arcface import arcface_loss, updated_curriculum
-from tests.losses import golden_classifier as facts
-from tests.ranks import run_on_ranks
+from tests.losses.classifier_batch import batch, cosines, gradients
 
 
 def literal_arcface(
@@ -18,7 +16,7 @@ def literal_arcface(
 ) -> float:
     """Angle by angle; with ``t`` CurricularFace's treatment of the negatives above the own logit."""
     total = 0.0
-    for row, own in zip(facts.cosines(features_ND, weights_CD).tolist(), ids_N.tolist(), strict=True):
+    for row, own in zip(cosines(features_ND, weights_CD).tolist(), ids_N.tolist(), strict=True):
         angle = math.acos(row[own])
         beyond = angle + margin > math.pi
         own_logit = row[own] - margin * math.sin(margin) if beyond else math.cos(angle + margin)
@@ -28,22 +26,10 @@ def literal_arcface(
     return total / len(ids_N)
 
 
-@pytest.mark.parametrize(
-    ("name", "scale", "margin"),
-    [
-        ("transreid_arcface/s30_m0.3", 30.0, 0.3),
-        ("transreid_arcface/s30_m0.5", 30.0, 0.5),
-        ("fastreid_ArcSoftmax/s64_m0.5", 64.0, 0.5),
-    ],
-)
-def test_loss_and_gradients_equal_the_reference_implementation(name: str, scale: float, margin: float) -> None:
-    facts.assert_golden(partial(arcface_loss, scale=scale, margin=margin), name)
-
-
 @pytest.mark.parametrize("t", [None, 0.0, 0.4])
 @pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
 def test_the_loss_equals_its_formula_written_out_angle_by_angle(margin: float, t: float | None) -> None:
-    features_ND, weights_CD, ids_N = facts.batch(0, num_rows=40)
+    features_ND, weights_CD, ids_N = batch(0, num_rows=40)
     curriculum = None if t is None else torch.tensor(t)
     expected = literal_arcface(features_ND, weights_CD, ids_N, 8.0, margin, t)
     found = arcface_loss(features_ND, weights_CD, ids_N, 8.0, margin, curriculum=curriculum)
@@ -64,11 +50,11 @@ def test_the_loss_rises_with_the_angle_from_0_to_pi() -> None:
 def test_gradients_are_finite_where_a_feature_lies_on_its_class_or_opposite(
     dtype: torch.dtype, curriculum: Tensor | None
 ) -> None:
-    _, weights_CD, _ = facts.batch(1, num_classes=200, width=7, dtype=dtype)
+    _, weights_CD, _ = batch(1, num_classes=200, width=7, dtype=dtype)
     on_ND, ids_N = torch.cat([weights_CD, torch.eye(7, dtype=dtype)]), torch.arange(207)
     weights_CD = on_ND.clone()
     for sign, own_logit in ((1, math.cos(0.5)), (-1, -1 - 0.5 * math.sin(0.5))):
-        loss, *grads = facts.gradients(partial(arcface_loss, curriculum=curriculum), sign * on_ND, weights_CD, ids_N)
+        loss, *grads = gradients(partial(arcface_loss, curriculum=curriculum), sign * on_ND, weights_CD, ids_N)
         assert loss.isfinite()
         assert all(bool(grad.isfinite().all()) for grad in grads)
         assert all(grad.norm(dim=1).max() < 1e3 for grad in grads)
@@ -77,11 +63,11 @@ def test_gradients_are_finite_where_a_feature_lies_on_its_class_or_opposite(
 
 
 def test_features_that_descend_the_loss_are_nearer_to_their_class_by_more_than_the_margin() -> None:
-    features_ND, weights_CD, ids_N = facts.batch(2, dtype=torch.float32)
+    features_ND, weights_CD, ids_N = batch(2, dtype=torch.float32)
     rows, own = range(len(ids_N)), ids_N.tolist()
 
     def angle_ahead_of_the_next_class(features_ND: Tensor) -> Tensor:
-        angle_NC = facts.cosines(features_ND, weights_CD).acos()
+        angle_NC = cosines(features_ND, weights_CD).acos()
         own_N = angle_NC[rows, own]
         angle_NC[rows, own] = math.inf
         return angle_NC.amin(dim=1) - own_N
@@ -97,7 +83,7 @@ def test_features_that_descend_the_loss_are_nearer_to_their_class_by_more_than_t
 
 
 def test_a_curriculum_that_is_further_on_makes_hard_negatives_cost_more() -> None:
-    features_ND, weights_CD, ids_N = facts.batch(3)
+    features_ND, weights_CD, ids_N = batch(3)
     features_ND = weights_CD[(ids_N + 1) % 5] + 0.1 * features_ND  # every row is nearest to another's class
     losses = [
         arcface_loss(features_ND, weights_CD, ids_N, curriculum=torch.tensor(t)).item() for t in (0.0, 0.3, 0.6, 0.9)
@@ -106,8 +92,8 @@ def test_a_curriculum_that_is_further_on_makes_hard_negatives_cost_more() -> Non
 
 
 def test_the_curriculum_takes_a_hundredth_of_the_mean_own_cosine() -> None:
-    features_ND, weights_CD, ids_N = facts.batch(4)
-    own_N = facts.cosines(features_ND, weights_CD)[range(len(ids_N)), ids_N.tolist()]
+    features_ND, weights_CD, ids_N = batch(4)
+    own_N = cosines(features_ND, weights_CD)[range(len(ids_N)), ids_N.tolist()]
     first = updated_curriculum(torch.zeros(()), features_ND.requires_grad_(), weights_CD, ids_N)
     assert first.shape == ()
     assert first.dtype == torch.float32
@@ -118,50 +104,12 @@ def test_the_curriculum_takes_a_hundredth_of_the_mean_own_cosine() -> None:
 
 
 def test_the_curriculum_takes_no_gradient() -> None:
-    features_ND, weights_CD, ids_N = facts.batch(5)
+    features_ND, weights_CD, ids_N = batch(5)
     curriculum = torch.tensor(0.2, requires_grad=True)
     arcface_loss(features_ND.requires_grad_(), weights_CD, ids_N, curriculum=curriculum).backward()
     assert curriculum.grad is None
 
 
-def curriculum_of_a_shard(features_ND: Tensor, weights_CD: Tensor, ids_N: Tensor) -> Tensor:
-    rank, world_size = distributed.rank(), distributed.world_size()
-    own_ND, own_N = features_ND.chunk(world_size)[rank], ids_N.chunk(world_size)[rank]
-    return updated_curriculum(torch.tensor(0.1), own_ND, weights_CD, own_N, momentum=0.3)
-
-
-def test_the_curriculum_is_that_of_all_ranks() -> None:
-    features_ND, weights_CD, ids_N = facts.batch(6)
-    expected = curriculum_of_a_shard(features_ND, weights_CD, ids_N)
-    for found in run_on_ranks(curriculum_of_a_shard, features_ND, weights_CD, ids_N):
-        torch.testing.assert_close(found, expected)
-
-
-LOSSES = [arcface_loss, partial(arcface_loss, curriculum=torch.tensor(0.3))]
-
-
-@pytest.mark.parametrize("loss_of", LOSSES, ids=["plain", "curriculum"])
-def test_the_gradient_is_that_of_finite_differences(loss_of: facts.ClassifierLoss) -> None:
-    facts.assert_gradient_is_that_of_finite_differences(loss_of)
-
-
-@pytest.mark.parametrize("loss_of", LOSSES, ids=["plain", "curriculum"])
-def test_rows_in_any_order_give_the_same_loss(loss_of: facts.ClassifierLoss) -> None:
-    facts.assert_rows_in_any_order_give_the_same_loss(loss_of)
-
-
-@pytest.mark.parametrize("loss_of", LOSSES, ids=["plain", "curriculum"])
-def test_two_ranks_equal_one(loss_of: facts.ClassifierLoss) -> None:
-    facts.assert_two_ranks_equal_one(loss_of)
-
-
-@pytest.mark.parametrize("loss_of", LOSSES, ids=["plain", "curriculum"])
-def test_half_precision_features_have_a_float32_loss_under_autocast(loss_of: facts.ClassifierLoss) -> None:
-    facts.assert_autocast_changes_nothing(loss_of)
-
-
-def test_input_that_does_not_fit_is_refused() -> None:
-    facts.assert_ids_that_do_not_fit_are_refused(arcface_loss)
-    facts.assert_shapes_and_settings_that_do_not_fit_are_refused(arcface_loss, margin_end=math.pi)
+def test_the_curriculum_of_an_id_without_a_class_is_refused() -> None:
     with pytest.raises(UserError, match="id 3 with 3 classes"):
         updated_curriculum(torch.zeros(()), torch.ones(1, 4), torch.eye(3, 4), torch.tensor([3]))

@@ -121,10 +121,10 @@ def test_half_precision_is_computed_in_float32_and_double_stays() -> None:
     [
         (torch.ones(2, 5), torch.tensor([0, 1]), "centers have width 4"),
         (torch.ones(0, 4), torch.tensor([0, 1])[:0], "N above 0"),
-        (torch.ones(2, 4), torch.tensor([0, 1, 2]), "one integer id per feature"),
-        (torch.ones(2, 4), torch.tensor([0.0, 1.0]), "one integer id per feature"),
-        (torch.ones(2, 4), torch.tensor([0, 6]), "id 6 with 6 centers"),
-        (torch.ones(2, 4), torch.tensor([0, -1]), "id -1 with 6 centers"),
+        (torch.ones(2, 4), torch.tensor([0, 1, 2]), "one integer id per row"),
+        (torch.ones(2, 4), torch.tensor([0.0, 1.0]), "one integer id per row"),
+        (torch.ones(2, 4), torch.tensor([0, 6]), "id 6 with 6 classes"),
+        (torch.ones(2, 4), torch.tensor([0, -1]), "id -1 with 6 classes"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused_and_changes_nothing(

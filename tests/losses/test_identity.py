@@ -1,32 +1,16 @@
 import math
-from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from passreid_ray.errors import UserError
 from passreid_ray.losses.identity import identity_loss
-from tests.losses import golden_classifier as facts
-
-
-def loss_of_a_linear_classifier(
-    inputs_ND: Tensor, weights_CD: Tensor, ids_N: Tensor, label_smoothing: float = 0.1
-) -> Tensor:
-    return identity_loss(inputs_ND @ weights_CD.T, ids_N, label_smoothing=label_smoothing)
-
-
-@pytest.mark.parametrize(
-    ("name", "label_smoothing"),
-    [("ce", 0.0), ("ce_labelsmooth_transreid_e0.1", 0.1), ("ce_labelsmooth2_transreid_e0.1", 0.1)],
-)
-def test_loss_and_gradients_equal_the_reference_implementation(name: str, label_smoothing: float) -> None:
-    facts.assert_golden(partial(loss_of_a_linear_classifier, label_smoothing=label_smoothing), name)
+from tests.losses.classifier_batch import batch
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 def test_the_loss_equals_its_formula_written_out(label_smoothing: float) -> None:
-    features_ND, weights_CD, ids_N = facts.batch(0)
+    features_ND, weights_CD, ids_N = batch(0)
     logits = (features_ND @ weights_CD.T).tolist()
     num_classes, total = len(weights_CD), 0.0
     for row, own in zip(logits, ids_N.tolist(), strict=True):
@@ -57,18 +41,6 @@ def test_with_smoothing_more_certainty_ends_up_costing_more() -> None:
     assert smooth[1] < smooth[0] < smooth[2]
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
-    facts.assert_gradient_is_that_of_finite_differences(loss_of_a_linear_classifier)
-
-
-def test_rows_in_any_order_give_the_same_loss() -> None:
-    facts.assert_rows_in_any_order_give_the_same_loss(loss_of_a_linear_classifier)
-
-
-def test_two_ranks_equal_one() -> None:
-    facts.assert_two_ranks_equal_one(loss_of_a_linear_classifier)
-
-
 def test_half_precision_logits_have_a_float32_loss_under_autocast() -> None:
     logits_NC, ids_N = torch.randn(6, 9).bfloat16(), torch.arange(6)
     expected = identity_loss(logits_NC.float(), ids_N, label_smoothing=0.1)
@@ -76,10 +48,6 @@ def test_half_precision_logits_have_a_float32_loss_under_autocast() -> None:
         loss = identity_loss(logits_NC, ids_N, label_smoothing=0.1)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
-
-
-def test_ids_that_do_not_fit_are_refused() -> None:
-    facts.assert_ids_that_do_not_fit_are_refused(loss_of_a_linear_classifier)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3, 1), (0, 3), (2, 0)])
