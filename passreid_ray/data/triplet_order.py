@@ -49,9 +49,10 @@ class TripletOrder:
     def substitute(self, draw: int, row: int, attempt: int) -> int:
         """The row that takes the place of one that cannot be read: the ``attempt``-th other one of its identity.
 
-        After the last of them come the rows of all identities.
+        After the last of them come the rows of the others, from the next one on.
         """
-        own = np.flatnonzero(self.labels_N == self.labels_N[row])
+        is_own_N = self.labels_N == self.labels_N[row]
+        own, others = np.flatnonzero(is_own_N), np.flatnonzero(~is_own_N)
         if attempt < len(own):
-            return int(own[(int(np.flatnonzero(own == row)[0]) + attempt) % len(own)])
-        return (row + attempt) % self.num_rows
+            return int(own[(int(np.searchsorted(own, row)) + attempt) % len(own)])
+        return int(others[(int(np.searchsorted(others, row)) + attempt - len(own)) % len(others)])

@@ -92,7 +92,8 @@ def run(config: FinetuneConfig, console: Console | None = None) -> Path:
     )
     console.print(f"losses: {', '.join(f'{weight:g} {name}' for name, weight in config.losses.in_use.items())}")
     console.print(f"start: {notes}{dropped}")
-    for note in [*task.notes(config.batch_size, config.images_per_identity), *check_known_set(task.rows)]:
+    notes_of_data = task.notes(config.batch_size, config.images_per_identity)
+    for note in [*notes_of_data, *check_known_set(task.rows, config.data.kind)]:
         console.print(note)
     board = Board.remote()
     mining = MiningTask(
@@ -242,7 +243,7 @@ def train_epochs(
     order = IdentityOrder(
         task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
     )
-    view = make_view(config, state.network.model, config.batch_size, end)
+    view = make_view(config, state.network.model, config.batch_size, end + config.ranking.steps)
     stream = Stream(ray.put(task.rows), order, view, worker.rank, worker.world_size)
     settings = step_settings(config)
     meter = Meter(worker, config.batch_size)

@@ -1,5 +1,7 @@
 """Which losses supervised tuning adds up, with what weights, and the classifiers that some of them need."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -45,6 +47,29 @@ class MarginLossConfig(Section):
     """How much better than the others the own identity must be."""
     margin_warmup_epochs: float = Field(default=5.0, ge=0)
     """Epochs over which the margin grows from 0; a fresh classifier meets a loss of 17 otherwise."""
+
+
+class ArcFaceLossConfig(MarginLossConfig):
+    """A margin on the angle."""
+
+    margin: float = Field(default=0.5, ge=0, lt=math.pi)
+    """Radians that are added to the angle to the own identity."""
+
+
+class CosFaceLossConfig(MarginLossConfig):
+    """The margin of AM-Softmax at the scale of fast-reid."""
+
+    scale: float = Field(default=64.0, gt=0)
+    """What cosines are multiplied by."""
+
+
+class CircleLossConfig(MarginLossConfig):
+    """A margin that weighs each cosine by how far it is from where it should be."""
+
+    scale: float = Field(default=64.0, gt=0)
+    """What weighted cosines are multiplied by."""
+    margin: float = Field(default=0.25, ge=0, lt=1)
+    """How far from 1 and from 0 cosines may stay."""
 
 
 class TripletLossConfig(Section):
@@ -98,9 +123,9 @@ class LossesConfig(Section):
 
     identity: IdentityLossConfig = IdentityLossConfig()
     am_softmax: MarginLossConfig = MarginLossConfig()
-    arcface: MarginLossConfig = MarginLossConfig(margin=0.5)
-    cosface: MarginLossConfig = MarginLossConfig(scale=64.0)
-    circle: MarginLossConfig = MarginLossConfig(scale=64.0, margin=0.25)
+    arcface: ArcFaceLossConfig = ArcFaceLossConfig()
+    cosface: CosFaceLossConfig = CosFaceLossConfig()
+    circle: CircleLossConfig = CircleLossConfig()
     triplet: TripletLossConfig = TripletLossConfig()
     sparse_pairwise: SparsePairwiseLossConfig = SparsePairwiseLossConfig()
     average_k: AverageKLossConfig = AverageKLossConfig()
