@@ -19,7 +19,8 @@ from rich.table import Table
 from passreid_ray.config import Section, UserPath
 from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.known_sets import check_known_set
-from passreid_ray.engines.features import FeatureConfig, Loaded, extract, load_model
+from passreid_ray.engines.features import FeatureConfig, extract
+from passreid_ray.engines.loading import Loaded, load_model
 from passreid_ray.engines.progress import PhaseLines
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 from passreid_ray.engines.row_blocks import RowBlocks

@@ -1,107 +1,32 @@
 """Features of any data by any checkpoint: a pool of Ray actors, and files that a stopped job goes on from.
 
-Reads from top to bottom in the order it runs: settings, the model, the actor, ``extract``.
+Reads from top to bottom in the order it runs: settings, the actor, ``extract``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import ray
 import torch
 from pydantic import Field
 
-from passreid_ray.config import Section, UserPath, build
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
-from passreid_ray.engines.embedding import FusedViT, ImageInput, TunedFeatures, embed, read_images
+from passreid_ray.engines.embedding import FusedViT, TunedFeatures, embed, read_images
+from passreid_ray.engines.loading import LoadConfig, Loaded
 from passreid_ray.engines.progress import PhaseProgress
 from passreid_ray.engines.ray_cluster import num_cores
-from passreid_ray.errors import UserError
-from passreid_ray.models import ReidModel, load_backbone, load_reid_model
-from passreid_ray.models.config import ModelConfig, NeckConfig
-from passreid_ray.models.fusion import Fusion
-from passreid_ray.train.finetune_state import published_tensors
-from passreid_ray.train.state_files import find_checkpoint, load_state, tensors_below
-from passreid_ray.views import PixelStatistics
-
-BackboneOf = Literal["teacher", "student"]
+from passreid_ray.models import ReidModel
 
 
-class FeatureConfig(Section):
+class FeatureConfig(LoadConfig):
     """Which weights make features, and on what."""
 
-    checkpoint: UserPath | None = None
-    """A run or checkpoint folder of this project, or any public file; none: random weights."""
-    weights: BackboneOf = "teacher"
-    """Which network of a pre-training checkpoint of this project."""
-    seed: int = Field(default=0, ge=0)
-    """Decides random weights."""
-    model: ModelConfig = ModelConfig()
-    """Model of a public checkpoint or of random weights; a checkpoint of this project brings its own."""
-    image_size_px: tuple[int, int] | None = None
-    """Height and width that images are resized to; none: the checkpoint's, or 256 x 128."""
-    num_parts: int = Field(default=3, ge=0)
-    """Part tokens of a public checkpoint or of random weights."""
-    pixels: PixelStatistics | None = None
-    """Pixel mean and standard deviation; none: the checkpoint's, or ImageNet's."""
     num_actors: int | None = Field(default=None, ge=1)
     """Processes that compute features; none: one per GPU, or one per core."""
     gpus_per_actor: float = Field(default=1.0, gt=0)
     """Share of a GPU that an actor takes where the cluster has one; 0.5 puts two on one."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model that makes features, and what images must be made into for it."""
-
-    model: FusedViT | ReidModel | TunedFeatures
-    image_input: ImageInput
-    notes: str
-    """What was loaded, for the reader."""
-
-
-def load_model(config: FeatureConfig, fusion: Fusion) -> Loaded:
-    """``config``'s checkpoint, or random weights. A tuned checkpoint fuses its tokens in its own way."""
-    size_px = config.image_size_px or (256, 128)
-    image_input = ImageInput(size_px, config.pixels or PixelStatistics())
-    if config.checkpoint is None:
-        torch.manual_seed(config.seed)
-        backbone = config.model.build(size_px, config.num_parts)
-        return Loaded(FusedViT(backbone, fusion), image_input, "random weights")
-    if not config.checkpoint.exists():
-        raise UserError(f"checkpoint: {config.checkpoint} does not exist")
-    if config.checkpoint.is_dir():
-        return _load_own(config, fusion, config.checkpoint)
-    backbone = config.model.build(size_px, config.num_parts)
-    notes = f"{config.checkpoint}: {load_backbone(backbone, config.checkpoint)}"
-    return Loaded(FusedViT(backbone, fusion), image_input, notes)
-
-
-def _load_own(config: FeatureConfig, fusion: Fusion, path: Any) -> Loaded:
-    folder = find_checkpoint(path)
-    tensors, meta = load_state(folder)
-    settings = meta["config"]
-    # Pre-training has views of parts, tuning has necks, tuning with labels says on which side of them features are.
-    kind = "pretrain" if "neck" not in settings else "finetune" if "feature" in settings else "usl"
-    views = settings.get("undistorted") or settings["views"]
-    size_px = config.image_size_px or tuple(views["global_size_px" if kind == "pretrain" else "image_size_px"])
-    num_parts = (settings["views"] if kind == "pretrain" else settings)["num_parts"]
-    backbone = build(ModelConfig, settings["model"]).build(size_px, num_parts)
-    image_input = ImageInput(
-        size_px,
-        config.pixels or PixelStatistics(mean=views["mean"], std=views["std"]),
-        backbone.patch_size[0] if settings.get("undistorted") else None,
-    )
-    where = f"{folder}, step {meta['step']}"
-    if kind == "pretrain":
-        state = tensors_below(tensors, f"{config.weights}.backbone.")
-        notes = f"{config.weights} of {where}: {load_backbone(backbone, state)}"
-        return Loaded(FusedViT(backbone, fusion), image_input, notes)
-    model = build(NeckConfig, settings["neck"]).build(backbone)
-    notes = f"{where}: {load_reid_model(model, published_tensors(tensors))}"
-    return Loaded(TunedFeatures(model, settings["feature"]) if kind == "finetune" else model, image_input, notes)
 
 
 class FeatureActor:

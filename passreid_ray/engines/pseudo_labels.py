@@ -20,7 +20,8 @@ from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.feature_files import FeatureFiles, Features, read_features
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import ClusterConfig, PseudoLabels, cluster_features, object_store_bytes
-from passreid_ray.engines.features import FeatureConfig, Loaded, extract, load_model
+from passreid_ray.engines.features import FeatureConfig, extract
+from passreid_ray.engines.loading import Loaded, load_model
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.progress import PhaseLines
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect

@@ -16,7 +16,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel, classifier_of, load_backbone, load_reid_model
 from passreid_ray.models.config import ModelConfig, NeckConfig
 from passreid_ray.train.checkpoints import CheckpointStore
-from passreid_ray.train.finetune_state import published_tensors
+from passreid_ray.train.finetune_state import IDENTITY_CLASSIFIER, published_tensors
 from passreid_ray.train.precision import Precision
 from passreid_ray.train.state_files import find_checkpoint, load_state, read_meta
 from passreid_ray.views import TrainingViewConfig
@@ -136,4 +136,4 @@ def start_classifier(path: Path) -> Tensor | None:
     """The identity classifier ``(C, D)`` of a supervised checkpoint, ours or a public one; None where there is none."""
     if not path.is_dir():
         return classifier_of(path)
-    return load_state(find_checkpoint(path))[0].get("losses.classifiers.identity")
+    return load_state(find_checkpoint(path))[0].get(IDENTITY_CLASSIFIER)

@@ -42,14 +42,14 @@ class LoadReport:
     resized: list[str]
     """Loaded tensors that were resampled to this model's grid."""
     skipped: list[str] = field(default_factory=list)
-    """Checkpoint tensors of heads, necks and classifiers, left out on purpose."""
+    """Checkpoint tensors of heads, necks and classifiers that are no part of the model."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know, one sentence each."""
 
     def __str__(self) -> str:
         counts = [f"{len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors loaded", *self.notes]
         if self.skipped:
-            counts.append(f"{len(self.skipped)} tensors of heads and necks left out")
+            counts.append(f"not in the model: {len(self.skipped)} of heads, necks or classifiers")
         if self.unexpected:
             counts.append(f"{len(self.unexpected)} unexpected tensors, the first is {self.unexpected[0]!r}")
         return "; ".join(counts)

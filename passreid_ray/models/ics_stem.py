@@ -7,7 +7,8 @@ from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm2d
 
 OFFICIAL_CHANNELS = 64
-_STRIDE = 2
+STRIDE = 2
+"""Pixels per step of the first convolution; the projection makes patches of what that leaves."""
 
 
 class IBN(nn.Module):
@@ -33,10 +34,10 @@ class IcsStem(nn.Module):
 
     def __init__(self, patch_size: tuple[int, int], width: int, channels: int = OFFICIAL_CHANNELS) -> None:
         super().__init__()
-        if patch_size[0] % _STRIDE or patch_size[1] % _STRIDE:
+        if patch_size[0] % STRIDE or patch_size[1] % STRIDE:
             raise UserError(f"stem: 'ics' needs an even patch size; found {patch_size[0]}x{patch_size[1]}")
         self.conv = nn.Sequential(
-            nn.Conv2d(3, channels, kernel_size=7, stride=_STRIDE, padding=3, bias=False),
+            nn.Conv2d(3, channels, kernel_size=7, stride=STRIDE, padding=3, bias=False),
             IBN(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
@@ -46,7 +47,7 @@ class IcsStem(nn.Module):
             BatchNorm2d(channels),
             nn.ReLU(),
         )
-        kernel = (patch_size[0] // _STRIDE, patch_size[1] // _STRIDE)
+        kernel = (patch_size[0] // STRIDE, patch_size[1] // STRIDE)
         self.proj = nn.Conv2d(channels, width, kernel_size=kernel, stride=kernel)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from passreid_ray.train.state_files import require_same_tensors, tensors_below
 from passreid_ray.train.supervised_losses import SupervisedLosses
 from passreid_ray.train.tuning_state import TuningState
 
+IDENTITY_CLASSIFIER = "losses.classifiers.identity"
+"""Name of the plain classifier in a checkpoint."""
+
 
 class FinetuneNetwork(nn.Module):
     """What is trained: the ReID model, and the classifiers of the losses."""

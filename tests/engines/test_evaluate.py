@@ -87,7 +87,9 @@ def test_the_few_shot_accuracy_is_the_same_for_any_division_into_tasks(
         monkeypatch.setattr("passreid_ray.engines.row_blocks.BLOCK_ROWS", (7, 7))
         assert few_shot(task, config, 0, progress) == here
     persons = np.concatenate([task.query_ids, task.gallery_ids])
-    cameras = np.concatenate([task.query_cameras, task.gallery_cameras])  # pyright: ignore[reportArgumentType]
+    assert task.query_cameras is not None
+    assert task.gallery_cameras is not None
+    cameras = np.concatenate([task.query_cameras, task.gallery_cameras])
     both = np.concatenate([task.query_QD, task.gallery_GD])
     alone = few_shot_summary(few_shot_accuracies(both, persons, cameras, range(50), way=3, shot=1, num_queries=5))
     assert here["1_shot"] == {"accuracy": alone.mean, "half_width": alone.half_width}
