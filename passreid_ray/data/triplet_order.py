@@ -22,6 +22,8 @@ class TripletOrder:
     """Over all workers together."""
     first_step: int
     """The step that the first triplets are for."""
+    first_draw: int = 0
+    """Draws count from here on."""
 
     @property
     def batch_size(self) -> int:
@@ -34,7 +36,7 @@ class TripletOrder:
         return len(self.labels_N)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """(draws, row numbers) of one worker's triplets of ``step``; no draw comes twice in a run."""
+        """(draws, row numbers) of one worker's triplets of ``step``; no draw comes twice."""
         if self.triplets_per_step % world_size:
             raise UserError(
                 f"ranking.triplets_per_step: {self.triplets_per_step} triplets cannot be divided among {world_size} "
@@ -44,7 +46,8 @@ class TripletOrder:
         first = (step - self.first_step) * self.triplets_per_step + rank * share
         own_3T = self.triplets_T3[first : first + share].T
         place_3T = np.arange(3)[:, None] + 3 * (rank * share + np.arange(share))
-        return (step * self.batch_size + place_3T).ravel(), own_3T.ravel()
+        draws_3T = self.first_draw + (step - self.first_step) * self.batch_size + place_3T
+        return draws_3T.ravel(), own_3T.ravel()
 
     def substitute(self, draw: int, row: int, attempt: int) -> int:
         """The row that takes the place of one that cannot be read: the ``attempt``-th other one of its identity.

@@ -136,14 +136,19 @@ def read_images(rows: Rows, numbers: np.ndarray, image_input: ImageInput) -> Ima
 
 def embed_rows(
     model: Embedder, rows: Rows, image_input: ImageInput, *, batch_size: int, device: torch.device
-) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Features ``(N, D)`` of all rows, computed by all workers together and the same on each; bad images are NaN."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features ``(N, D)`` of all rows, and which of them could be used ``(N,)``.
+
+    Computed by all workers together, and the same on each.
+    """
     world_size, rank = distributed.world_size(), distributed.rank()
     share = -(-len(rows) // world_size)
     numbers = np.arange(rank * share, min((rank + 1) * share, len(rows)))
     own_ND, bad = embed_numbers(model, rows, numbers, image_input, batch_size=batch_size, device=device)
-    padded_ND = F.pad(own_ND, (0, 0, 0, share - len(own_ND)))
-    return distributed.all_gather(padded_ND)[: len(rows)].cpu().numpy(), bad
+    is_bad_N = np.isin(rows.image_ids[numbers].astype(str), [image_id for image_id, _ in bad])
+    own_ND1 = torch.cat([own_ND, torch.from_numpy(is_bad_N).to(own_ND)[:, None]], dim=1)
+    gathered_ND1 = distributed.all_gather(F.pad(own_ND1, (0, 0, 0, share - len(own_ND))))[: len(rows)].cpu().numpy()
+    return gathered_ND1[:, :-1], gathered_ND1[:, -1] == 0
 
 
 def embed_numbers(

@@ -6,120 +6,34 @@ Reads from top to bottom in the order it runs: settings, ``run`` (driver), one e
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from passreid_ray.config import Section, UserPath
-from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, SyntheticSource, open_rows
-from passreid_ray.data.known_sets import check_known_set
-from passreid_ray.engines.features import FeatureConfig, extract
+from passreid_ray.engines.evaluate_config import CandidatesConfig, EvaluateConfig, ExpansionConfig, FewShotConfig
+from passreid_ray.engines.features import extract
 from passreid_ray.engines.loading import Loaded, load_model
+from passreid_ray.engines.measured_sets import MeasuredSet, open_sets
 from passreid_ray.engines.progress import PhaseLines
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 from passreid_ray.engines.row_blocks import RowBlocks
 from passreid_ray.engines.run_folder import check_writable
-from passreid_ray.engines.scoring import RetrievalConfig, RetrievalTask, as_metrics, labelled_rows, retrieval_task
-from passreid_ray.errors import UserError
+from passreid_ray.engines.scoring import (
+    RetrievalTask,
+    as_metrics,
+    retrieval_task,
+)
 from passreid_ray.retrieval import RankingResult, rerank
-from passreid_ray.retrieval.candidate_sets import ScoreOfIdentity, candidate_accuracy, candidate_sets
+from passreid_ray.retrieval.candidate_sets import candidate_accuracy, candidate_sets
 from passreid_ray.retrieval.expansion import average_query_expansion, database_augmentation
 from passreid_ray.retrieval.few_shot import few_shot_accuracies, few_shot_summary
 
 Method = Literal["cosine", "expanded", "reranked"]
-
-
-class ExpansionConfig(Section):
-    """Features averaged with those of their neighbours before they are compared."""
-
-    query_neighbours: int = Field(default=0, ge=0)
-    """Average query expansion: gallery images that are averaged with a query; 0: none."""
-    gallery_neighbours: int = Field(default=0, ge=0)
-    """Database-side augmentation: gallery images that are averaged with each of them; 0: none."""
-    alpha: float = Field(default=0.0, ge=0)
-    """Neighbours weigh similarity to this power; 0: all alike."""
-
-
-class RerankConfig(Section):
-    """k-reciprocal re-ranking (arXiv:1701.08398)."""
-
-    enabled: bool = False
-    """Measure with re-ranking too."""
-    k1: int = Field(default=20, ge=1)
-    """Neighbours of the sets, the image itself not counted."""
-    k2: int = Field(default=6, ge=1)
-    """Neighbours of the query expansion."""
-    lambda_value: float = Field(default=0.3, ge=0, le=1)
-    """Weight of the original distance."""
-
-
-class CandidatesConfig(Section):
-    """Shortlists of gallery people: few for a clear query, many for an ambiguous one."""
-
-    k: int = Field(default=0, ge=0)
-    """People on a shortlist, on average over the queries; 0: no shortlists."""
-    score: ScoreOfIdentity = "max"
-    """A person scores the highest similarity of its images, or the mean."""
-    temperature: float = Field(default=0.05, gt=0)
-    """Of the softmax over people."""
-
-
-class FewShotConfig(Section):
-    """Few-shot identification (arXiv:1911.06045) on the query and gallery people."""
-
-    episodes: int = Field(default=0, ge=0)
-    """Episodes, 10,000 in the literature; 0: none."""
-    way: int = Field(default=5, ge=2)
-    """People of an episode."""
-    shots: tuple[int, ...] = (1, 5)
-    """Known images of each; every number is measured."""
-    num_queries: int = Field(default=5, ge=1)
-    """Images of each to identify."""
-    cross_camera: bool = True
-    """They are of other cameras than the known ones."""
-
-
-class CrossConfig(Section):
-    """Several checkpoints on several data sets, as a matrix."""
-
-    checkpoints: tuple[UserPath, ...] = ()
-    """Rows of the matrix; empty: checkpoint."""
-    data: tuple[Source, ...] = ()
-    """Columns; empty: data."""
-
-
-class EvaluateConfig(FeatureConfig):
-    """Everything an evaluation is made of."""
-
-    output: UserPath = Path("outputs/evaluate")
-    """Folder for metrics.json."""
-    data: Source = SyntheticSource()
-    """Labelled rows with a query and a gallery split."""
-    retrieval: RetrievalConfig = RetrievalConfig()
-    false_accept_rates: tuple[float, ...] = (0.001, 0.01)
-    """Shares of wrong pairs at which the share of right pairs that a threshold accepts is told."""
-    expansion: ExpansionConfig = ExpansionConfig()
-    rerank: RerankConfig = RerankConfig()
-    candidates: CandidatesConfig = CandidatesConfig()
-    few_shot: FewShotConfig = FewShotConfig()
-    cross: CrossConfig = CrossConfig()
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """Labelled rows to measure on."""
-
-    name: str
-    rows: Rows
-    """Query and gallery."""
-    notes: list[str]
-    """Which well-known data set this is, or how it differs from it."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +81,7 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Evaluati
         load_model(config.model_copy(update={"checkpoint": path}), config.retrieval.fusion) for path in checkpoints
     ]
     check_writable(config.output, "output")
+    output = config.output / "metrics.json"
     connect(WorkersConfig())
     found: list[Evaluation] = []
     for path, loaded in zip(checkpoints, models, strict=True):
@@ -177,28 +92,21 @@ def run(config: EvaluateConfig, console: Console | None = None) -> list[Evaluati
                 console.print(note)
             print_evaluation(evaluation, console)
             found.append(evaluation)
+            write_metrics(found, output)  # each as it is found: a later one may fail
     if len(found) > 1:
         print_matrix(found, console)
-    path = config.output / "metrics.json"
-    records = [evaluation.as_record() for evaluation in found]
-    path.write_text(json.dumps(records if len(found) > 1 else records[0], indent=1), encoding="utf-8")
-    console.print(f"written to {path}")
+    console.print(f"written to {output}")
     return found
 
 
-def open_sets(config: EvaluateConfig) -> list[TestSet]:
-    """The data sets of ``config``; raises ``UserError`` when a split or the identities of one are missing."""
-    sources = config.cross.data or [config.data]
-    sets = []
-    for index, source in enumerate(sources):
-        every, where = open_rows(source), f"cross.data.{index}" if config.cross.data else "data"
-        rows = labelled_rows(every, config.retrieval, where)
-        sets.append(TestSet(_name(source), rows, check_known_set(every, source.kind)))
-    return sets
+def write_metrics(found: list[Evaluation], path: Path) -> None:
+    """One record, or a list of several."""
+    records = [evaluation.as_record() for evaluation in found]
+    path.write_text(json.dumps(records if len(found) > 1 else records[0], indent=1), encoding="utf-8")
 
 
 def evaluate(
-    config: EvaluateConfig, checkpoint: str, test_set: TestSet, loaded: Loaded, console: Console
+    config: EvaluateConfig, checkpoint: str, test_set: MeasuredSet, loaded: Loaded, console: Console
 ) -> Evaluation:
     """All that is asked for, of one model on one data set."""
     rows = test_set.rows
@@ -207,11 +115,15 @@ def evaluate(
         start = time.perf_counter()
         features_ND, bad = extract(config, rows, loaded, config.retrieval.batch_size, progress)
         seconds = time.perf_counter() - start
-        task = retrieval_task(features_ND, rows, config.retrieval, bad)
+        is_usable_N = ~np.isin(rows.image_ids.astype(str), [image_id for image_id, _ in bad])
+        task = retrieval_task(features_ND, rows, config.retrieval, is_usable_N)
+        del features_ND  # the task has copies of its own
         methods: dict[Method, RankingResult] = {
             "cosine": task.rank(config.retrieval.max_rank, false_accept_rates=config.false_accept_rates)
         }
-        notes = [*protocol_notes(task, rows, config.retrieval, methods["cosine"]), *test_set.notes]
+        notes = list(test_set.notes)
+        if without := len(task.query_ids) - methods["cosine"].num_valid_queries:
+            notes.append(f"{without} of {len(task.query_ids)} queries have no match in the gallery and do not count")
         expanded = expand(task, config.expansion)
         if expanded is not task:
             methods["expanded"] = expanded.rank(config.retrieval.max_rank)
@@ -220,28 +132,12 @@ def evaluate(
             distance_QG = rerank(expanded.query_QD, expanded.gallery_GD, own.k1, own.k2, own.lambda_value)
             methods["reranked"] = expanded.rank(config.retrieval.max_rank, distance_QG=distance_QG)
         more: dict[str, Any] = {}
+        people = without_distractors(task, test_set.distractors)
         if config.candidates.k:
-            more["candidates"] = shortlists(task, config.candidates)
+            more["candidates"] = shortlists(people, config.candidates)
         if config.few_shot.episodes:
-            more["few_shot"] = few_shot(task, config.few_shot, config.seed, progress)
+            more["few_shot"] = few_shot(people, config.few_shot, config.seed, progress)
     return Evaluation(checkpoint, test_set.name, methods, notes, len(rows) / seconds, bad, more)
-
-
-def protocol_notes(task: RetrievalTask, rows: Rows, retrieval: RetrievalConfig, result: RankingResult) -> list[str]:
-    """What of the rows counts, where that is not plain."""
-    notes = []
-    if task.query_cameras is None:
-        unknown = int(np.sum([camera_id is None for camera_id in rows.camera_ids]))
-        notes.append(
-            f"{unknown} of {len(rows)} images have no camera label, so no image is left out for its camera: "
-            "figures are higher than by the usual protocol"
-        )
-    if junk := int((rows.person_ids == JUNK_PERSON_ID).sum()):
-        became = "left out" if retrieval.junk == "leave_out" else "wrong answers to every query"
-        notes.append(f"{junk} images of person_id {JUNK_PERSON_ID} are {became} (retrieval.junk)")
-    if without := len(task.query_ids) - result.num_valid_queries:
-        notes.append(f"{without} of {len(task.query_ids)} queries have no match in the gallery and do not count")
-    return notes
 
 
 def expand(task: RetrievalTask, config: ExpansionConfig) -> RetrievalTask:
@@ -253,8 +149,17 @@ def expand(task: RetrievalTask, config: ExpansionConfig) -> RetrievalTask:
         gallery_GD = database_augmentation(gallery_GD, config.gallery_neighbours, config.alpha)
     if config.query_neighbours:
         query_QD = average_query_expansion(query_QD, gallery_GD, config.query_neighbours, config.alpha)
-    return RetrievalTask(
-        query_QD, gallery_GD, task.query_ids, task.gallery_ids, task.query_cameras, task.gallery_cameras
+    return replace(task, query_QD=query_QD, gallery_GD=gallery_GD)
+
+
+def without_distractors(task: RetrievalTask, person_ids: tuple[str, ...]) -> RetrievalTask:
+    """``task`` without gallery images of ids that stand for many people, who are no candidates and no class."""
+    kept_G = ~np.isin(task.gallery_ids, person_ids)
+    if kept_G.all():
+        return task
+    cameras = None if task.gallery_cameras is None else task.gallery_cameras[kept_G]
+    return replace(
+        task, gallery_GD=task.gallery_GD[kept_G], gallery_ids=task.gallery_ids[kept_G], gallery_cameras=cameras
     )
 
 
@@ -284,8 +189,6 @@ def few_shot(
     task: RetrievalTask, config: FewShotConfig, seed: int, progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """Accuracy of episodes of query and gallery people, for every number of shots; episodes run as Ray tasks."""
-    if config.cross_camera and task.query_cameras is None:
-        raise UserError("few_shot.cross_camera: some images have no camera_id; set it to false, or give cameras")
     blocks = RowBlocks(config.episodes, None, progress)
     features_ND = np.concatenate([task.query_QD, task.gallery_GD])
     persons_N = np.concatenate([task.query_ids, task.gallery_ids])
@@ -363,9 +266,3 @@ def print_matrix(found: list[Evaluation], console: Console) -> None:
         ]
         table.add_row(checkpoint, *cells)
     console.print(table)
-
-
-def _name(source: Source) -> str:
-    """What a data set is called in tables: its folder's name, or its kind."""
-    place = getattr(source, "root", None) or getattr(source, "path", None)
-    return source.kind if place is None else Path(str(place)).resolve().name

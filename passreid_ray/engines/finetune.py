@@ -24,18 +24,17 @@ from passreid_ray.data.known_sets import check_known_set
 from passreid_ray.data.read_ahead import read_ahead
 from passreid_ray.data.stream import Stream
 from passreid_ray.data.triplet_order import TripletOrder
-from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.embedding import ImageInput, TunedFeatures
 from passreid_ray.engines.finetune_config import FinetuneConfig
-from passreid_ray.engines.fit import fit
+from passreid_ray.engines.fit import fit_and_watch
 from passreid_ray.engines.labelled_task import LabelledTask, open_labelled_task
 from passreid_ray.engines.precheck import check_readable
-from passreid_ray.engines.ranking_stage import MiningTask, TripletMiner, mined_by_rank_0
+from passreid_ray.engines.ranking_stage import Mining, MiningTask
 from passreid_ray.engines.ray_cluster import connect, data_cpus
 from passreid_ray.engines.run_folder import prepare
 from passreid_ray.engines.scoring import measure
 from passreid_ray.engines.summary import print_summary
-from passreid_ray.engines.tuning_config import build_model, check_shares, start_classifier, with_start
+from passreid_ray.engines.tuning_config import build_model, check_shares, start_classifier, start_notes, with_start
 from passreid_ray.engines.tuning_worker import MakeView, TuningRun
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel
@@ -43,28 +42,33 @@ from passreid_ray.train.finetune_state import FinetuneNetwork, FinetuneState, av
 from passreid_ray.train.finetune_step import FinetuneStepSettings, LabelledBatch, finetune_step
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.ranking_step import RankingNetwork, RankingSettings, ranking_step
-from passreid_ray.train.run_log import RunLog
 from passreid_ray.train.supervised_losses import SupervisedLosses
 from passreid_ray.train.worker import WorkerContext
-from passreid_ray.views import UndistortedView, UndistortedViewConfig, crop_to_grids, normalize, view_rng
+from passreid_ray.views import UndistortedView, crop_to_grids, normalize, view_rng
 
 
 @dataclass(frozen=True)
 class MakeUndistortedView:
     """The training view of an image that keeps its shape, as uint8, and its grid of patches."""
 
-    config: UndistortedViewConfig
+    config: FinetuneConfig
     patch_px: int
-    seed: int
-    draws_per_step: int
-    num_steps: int
-    """Of the whole run: how far it is decides how large the cut-out may be."""
+    end_of_epochs: int
+    """The step at which the mined triplets begin."""
 
     def __call__(self, image_HWC: np.ndarray, draw: int, image_id: str) -> dict[str, np.ndarray]:
-        progress = min(1.0, draw // self.draws_per_step / max(1, self.num_steps - 1))
-        view = UndistortedView(self.config, self.patch_px)
-        pixels_3HW, grid = view(image_HWC, view_rng(self.seed, draw, image_id), progress)
+        assert self.config.undistorted is not None
+        view = UndistortedView(self.config.undistorted, self.config.views.mean_colour, self.patch_px)
+        pixels_3HW, grid = view(image_HWC, view_rng(self.config.seed, draw, image_id), self.progress(draw))
         return {"image": pixels_3HW, "grid": np.asarray(grid)}
+
+    def progress(self, draw: int) -> float:
+        """How much of the whole run is done at the step that a draw is of, 0 to 1: the cut-out grows with it."""
+        config, step = self.config, draw // self.config.batch_size
+        if step >= self.end_of_epochs:
+            after = draw - self.end_of_epochs * config.batch_size
+            step = self.end_of_epochs + after // (3 * config.ranking.triplets_per_step)
+        return min(1.0, step / max(1, self.end_of_epochs + config.ranking.steps - 1))
 
 
 def run(config: FinetuneConfig, console: Console | None = None) -> Path:
@@ -93,33 +97,19 @@ def run(config: FinetuneConfig, console: Console | None = None) -> Path:
     console.print(f"losses: {', '.join(f'{weight:g} {name}' for name, weight in config.losses.in_use.items())}")
     console.print(f"start: {notes}{dropped}")
     notes_of_data = task.notes(config.batch_size, config.images_per_identity)
-    for note in [*notes_of_data, *check_known_set(task.rows, config.data.kind)]:
+    for note in [*notes_of_data, *check_known_set(task.rows, config.data.kind), *notes_of(config)]:
         console.print(note)
-    board = Board.remote()
-    mining = MiningTask(
-        ray.put(task.rows),
-        ray.put(task.labels_N),
-        ray.put(model),
-        image_input(config, model),
-        config.ranking,
-        config.seed,
-        config.evaluation.retrieval.batch_size,
-        config.workers.threads_per_worker(),
-    )
     loop_config = {
         "config": config,
         "task": ray.put(task),
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
-        "board": board,
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
         "best": config.best_store,
-        "miner": start_miner(config),
-        "mining": mining,
+        "mining": start_mining(config, task, model),
     }
-    log = RunLog(config.run.folder)
-    with Monitor(board, log, console, num_rows=len(task.rows), max_bad_share=config.max_bad_share):
-        fit(train_worker, loop_config, config.run, config.workers, board)
+    limits = {"num_rows": len(task.rows), "max_bad_share": config.max_bad_share}
+    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
     print_summary(config.run.folder, console)
     console.print(
         f"checkpoints (best by mAP in best/), metrics.jsonl and TensorBoard events are in {config.run.folder}"
@@ -145,6 +135,13 @@ def check_settings(config: FinetuneConfig, task: LabelledTask) -> None:
             f"{config.workers.num_workers} workers in {ranking.micro_batches} micro-batches; "
             f"make it a multiple of {parts}"
         )
+    if ranking.steps and config.feature == "after":
+        raise UserError(
+            "feature: after the neck, but the ranking loss trains what is before it and leaves the neck as it was; set "
+            "feature=before or ranking.steps=0"
+        )
+    if config.undistorted is not None and config.model is not None and config.model.stem == "ics":
+        raise UserError("undistorted: the convolutional stem mixes padding into images; set model.stem=patch")
     if ranking.steps and not (np.bincount(task.labels_N) > 1).any():
         raise UserError("ranking: nobody has two images, so there are no triplets; set ranking.steps=0")
 
@@ -157,7 +154,7 @@ def steps_per_epoch(config: FinetuneConfig, task: LabelledTask) -> int:
 def image_input(config: FinetuneConfig, model: ReidModel) -> ImageInput:
     """How images of the pool and of the evaluation are read."""
     patch_px = None if config.undistorted is None else model.backbone.patch_size[0]
-    return ImageInput(config.image_size_px, config.seen, patch_px)
+    return ImageInput(config.image_size_px, config.views, patch_px)
 
 
 def build_losses(config: FinetuneConfig, task: LabelledTask, model: ReidModel) -> tuple[SupervisedLosses, str]:
@@ -178,11 +175,33 @@ def build_losses(config: FinetuneConfig, task: LabelledTask, model: ReidModel) -
     return losses, "; classifier loaded"
 
 
-def start_miner(config: FinetuneConfig) -> Any:
-    """The actor that mines triplets; None when there is no stage that needs it."""
+def notes_of(config: FinetuneConfig) -> list[str]:
+    """What a user should know of the settings, the start and the rows that are evaluated."""
+    notes = [*start_notes(config), *(f"evaluation: {note}" for note in config.evaluation.notes())]
+    warmup = config.optimizer.warmup_epochs
+    if config.epochs and warmup >= config.epochs:
+        notes.append(
+            f"the warm-up of {warmup:g} epochs is not shorter than the {config.epochs} of the run, so the learning "
+            "rate never falls; set optimizer.warmup_epochs lower"
+        )
+    return notes
+
+
+def start_mining(config: FinetuneConfig, task: LabelledTask, model: ReidModel) -> Mining | None:
+    """The actor that mines triplets and what it works with; None when there is no stage that needs it."""
     if not config.ranking.steps:
         return None
-    return TripletMiner.options(num_gpus=config.ranking.miner_gpus).remote()  # pyright: ignore[reportAttributeAccessIssue]
+    mining_task = MiningTask(
+        ray.put(task.rows),
+        ray.put(task.labels_N),
+        ray.put(model),
+        image_input(config, model),
+        config.ranking,
+        config.seed,
+        config.evaluation.retrieval.batch_size,
+        config.workers.threads_per_worker(),
+    )
+    return Mining.start(mining_task, config.workers)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -203,9 +222,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         evaluate()
     if state.step < end_of_epochs:
         train_epochs(tuning, state, config, task, evaluate)
-    if state.step < end_of_epochs + config.ranking.steps:
-        miner, mining = loop_config["miner"], loop_config["mining"]
-        train_ranking(tuning, state, config, task, miner, mining, end_of_epochs, evaluate)
+    mining: Mining | None = loop_config["mining"]
+    if mining is not None and state.step < end_of_epochs + config.ranking.steps:
+        train_ranking(tuning, state, config, task, mining, evaluate)
 
 
 def build_state(config: FinetuneConfig, task: LabelledTask, worker: WorkerContext) -> FinetuneState:
@@ -243,7 +262,7 @@ def train_epochs(
     order = IdentityOrder(
         task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
     )
-    view = make_view(config, state.network.model, config.batch_size, end + config.ranking.steps)
+    view = make_view(config, task, state.network.model)
     stream = Stream(ray.put(task.rows), order, view, worker.rank, worker.world_size)
     settings = step_settings(config)
     meter = Meter(worker, config.batch_size)
@@ -271,33 +290,32 @@ def train_ranking(
     state: FinetuneState,
     config: FinetuneConfig,
     task: LabelledTask,
-    miner: Any,
-    mining: MiningTask,
-    first: int,
+    mining: Mining,
     evaluate: Any,
 ) -> None:
-    """Rounds of mining and steps on what was mined, from step ``first`` on, or those that are left of them.
+    """Rounds of mining and steps on what was mined, or those that are left of them.
 
     Checkpoints are taken between rounds only, because a round's triplets depend on the weights it began with.
     """
     worker, ranking, model = tuning.worker, config.ranking, state.network.model
+    first = config.epochs * steps_per_epoch(config, task)
     end = first + ranking.steps
     if state.step == first:
         state.optimizer = ranking.build_optimizer(model.backbone)
     state.forward = worker.share(RankingNetwork(model))
     settings, threads = step_settings(config), config.workers.threads_per_worker()
-    meter = Meter(worker, 3 * ranking.triplets_per_step)
+    view, meter = make_view(config, task, model), Meter(worker, 3 * ranking.triplets_per_step)
     while state.step < end:
         round_index, begin = (state.step - first) // ranking.refresh_steps, state.step
         with meter.waiting():
-            triplets_T3, mined = mined_by_rank_0(miner, mining, model, round_index)
+            triplets_T3, mined = mining.mine(model, round_index)
         if mined is not None:
             if mined.bad:
                 worker.post("bad", images=mined.bad)
             found = {"ranking/mined_loss": mined.mean_loss, "ranking/random_loss": mined.random_loss}
             worker.post("record", step=state.step + 1, metrics=found)
-        order = TripletOrder(triplets_T3, task.labels_N, ranking.triplets_per_step, begin)
-        view = make_view(config, model, order.batch_size, end)
+        first_draw = first * config.batch_size + (begin - first) * 3 * ranking.triplets_per_step
+        order = TripletOrder(triplets_T3, task.labels_N, ranking.triplets_per_step, begin, first_draw)
         end_of_round = min(begin + ranking.refresh_steps, end)
         share = {"rank": worker.rank, "world_size": worker.world_size, "threads": threads}
         batches = read_ahead(task.rows, order, begin, end_of_round, view, **share)
@@ -313,7 +331,7 @@ def train_ranking(
             meter.count_step(metrics["loss"])
             if state.step == end or state.step % config.log_every_steps == 0:
                 tuning.log(metrics, {"lr": lr, "ranking/staleness_steps": state.step - begin}, meter)
-        tuning.stop_if_refused()
+        tuning.stop_if_refused("ranking.lr")
         every = ranking.evaluate_every_steps
         if state.step == end or (every is not None and (state.step - first) // every > (begin - first) // every):
             evaluate()
@@ -326,11 +344,11 @@ def step_settings(config: FinetuneConfig) -> FinetuneStepSettings:
     return FinetuneStepSettings(config.precision, config.seed, config.optimizer.clip_norm, config.average_decay or 0.0)
 
 
-def make_view(config: FinetuneConfig, model: ReidModel, draws_per_step: int, num_steps: int) -> Any:
+def make_view(config: FinetuneConfig, task: LabelledTask, model: ReidModel) -> MakeView | MakeUndistortedView:
     """What makes the training view of an image."""
     if config.undistorted is None:
         return MakeView(config.views, config.seed)
-    return MakeUndistortedView(config.undistorted, model.backbone.patch_size[0], config.seed, draws_per_step, num_steps)
+    return MakeUndistortedView(config, model.backbone.patch_size[0], config.epochs * steps_per_epoch(config, task))
 
 
 def to_batch(
@@ -342,7 +360,7 @@ def to_batch(
         grids_B2 = torch.from_numpy(batch["grid"].copy())
         pixels_BCHW = crop_to_grids(pixels_BCHW, grids_B2, state.network.model.backbone.patch_size[0])
     ids_B = torch.from_numpy(task.labels_N[batch["row"]])
-    return LabelledBatch(normalize(pixels_BCHW.to(state.device), config.seen), ids_B.to(state.device), grids_B2)
+    return LabelledBatch(normalize(pixels_BCHW.to(state.device), config.views), ids_B.to(state.device), grids_B2)
 
 
 def evaluate_model(tuning: TuningRun, state: FinetuneState, config: FinetuneConfig, rows: Rows | None) -> None:

@@ -41,25 +41,26 @@ class FinetuneConfig(TuningConfig):
     """Keep a moving average of the weights that keeps this share of itself at a step, and evaluate and publish it."""
     data: Source = SyntheticSource(splits=["train"])
     """Labelled crops to learn from."""
+    views: TrainingViewConfig = TrainingViewConfig(erase_fill="noise", erase_area=(0.02, 1 / 3))
     undistorted: UndistortedViewConfig | None = None
-    """Images keep their shape and get a cut-out that grows, instead of views.*; none: they are stretched."""
+    """Images keep their shape and get a cut-out that grows, instead of what views.* says; none: they are stretched."""
     losses: LossesConfig = LossesConfig()
     optimizer: FinetuneOptimizerConfig = FinetuneOptimizerConfig()
     ranking: RankingConfig = RankingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
-    def seen(self) -> UndistortedViewConfig | TrainingViewConfig:
-        """Size and pixel statistics of what the model is given."""
-        return self.undistorted or self.views
-
-    @property
     def image_size_px(self) -> tuple[int, int]:
         """Height and width of what the model is given."""
-        return self.seen.image_size_px
+        return (self.undistorted or self.views).image_size_px
 
     @property
     def must_agree(self) -> tuple[str, ...]:
         """Settings that a continued run must have in common with its beginning."""
-        stages = ("epochs", "ranking.") if self.ranking.steps else ()  # they decide which stage a step is of
-        return (*TUNING_MUST_AGREE, "feature", "undistorted", *stages)
+        mining = ("refresh_steps", "triplets_per_step", "pool_size", "num_hardest")
+        stages = ("epochs", *(f"ranking.{name}" for name in mining)) if self.ranking.steps else ()
+        return (
+            *TUNING_MUST_AGREE,
+            *("feature", "undistorted", "losses.", "optimizer.kind", "ranking.steps"),
+            *stages,  # they decide which stage a step is of
+        )

@@ -11,10 +11,13 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
+from rich.console import Console
 
+from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.errors import UserError
+from passreid_ray.train.run_log import RunLog
 
 TrainWorker = Callable[[dict[str, Any]], None]
 
@@ -50,11 +53,27 @@ def fit(
         )
 
 
-def refusal(step: int, in_a_row: int, folder: Path) -> str:
-    """Why a run stops whose steps are refused."""
+def fit_and_watch(
+    train_worker: TrainWorker,
+    loop_config: dict[str, Any],
+    run: RunConfig,
+    workers: WorkersConfig,
+    console: Console,
+    *,
+    num_rows: int,
+    max_bad_share: float,
+) -> None:
+    """``fit`` with a board, under the key "board" of ``loop_config``, that is read into logs and progress meanwhile."""
+    board: Any = Board.remote()
+    with Monitor(board, RunLog(run.folder), console, num_rows=num_rows, max_bad_share=max_bad_share):
+        fit(train_worker, {**loop_config, "board": board}, run, workers, board)
+
+
+def refusal(step: int, in_a_row: int, folder: Path, rate: str = "optimizer.lr") -> str:
+    """Why a run stops whose steps are refused; ``rate`` is the setting of its learning rate."""
     return (
         f"stopped after step {step}: loss or gradient was not finite {in_a_row} times in a row. The weights before "
-        f"that are in {folder}; lower optimizer.lr or set precision=fp32"
+        f"that are in {folder}; lower {rate} or set precision=fp32"
     )
 
 

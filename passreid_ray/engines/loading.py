@@ -150,15 +150,16 @@ def load_own(
     settings = meta["config"]
     # Pre-training has views of parts, tuning has necks, tuning with labels says on which side of them features are.
     kind = "pretrain" if "neck" not in settings else "finetune" if "feature" in settings else "usl"
-    views = settings.get("undistorted") or settings["views"]
-    size_px = config.image_size_px or tuple(views["global_size_px" if kind == "pretrain" else "image_size_px"])
+    views, undistorted = settings["views"], settings.get("undistorted")
+    known_px = views["global_size_px"] if kind == "pretrain" else (undistorted or views)["image_size_px"]
+    size_px = config.image_size_px or tuple(known_px)
     num_parts = (settings["views"] if kind == "pretrain" else settings)["num_parts"]
     model_config = build(ModelConfig, settings["model"])
     backbone = model_config.build(size_px, num_parts)
     image_input = ImageInput(
         size_px,
         config.pixels or PixelStatistics(mean=views["mean"], std=views["std"]),
-        backbone.patch_size[0] if settings.get("undistorted") else None,
+        backbone.patch_size[0] if undistorted else None,
     )
     where = f"{folder}, step {meta['step']}"
     if kind == "pretrain":

@@ -19,9 +19,8 @@ from passreid_ray.config import Section
 from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.order import EpochOrder
 from passreid_ray.data.stream import Stream
-from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
-from passreid_ray.engines.fit import fit, refusal
+from passreid_ray.engines.fit import fit_and_watch, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
@@ -40,7 +39,6 @@ from passreid_ray.train.pass_rates import PassRates, PassSchedule
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.precision import Precision
-from passreid_ray.train.run_log import RunLog
 from passreid_ray.train.state_files import load_state, save_state, tensors_below
 from passreid_ray.train.worker import WorkerContext
 from passreid_ray.views import PartViews, PixelStatistics, ViewsConfig, normalize, view_rng
@@ -139,19 +137,16 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         f"{len(rows)} images, {config.epochs} epochs of {order.steps_per_epoch} steps of {config.batch_size} images, "
         f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
-    board = Board.remote()
     loop_config = {
         "config": config,
         "rows": ray.put(rows),
         "num_rows": len(rows),
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
-        "board": board,
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
     }
-    log = RunLog(config.run.folder)
-    with Monitor(board, log, console, num_rows=len(rows), max_bad_share=config.max_bad_share):
-        fit(train_worker, loop_config, config.run, config.workers, board)
+    limits = {"num_rows": len(rows), "max_bad_share": config.max_bad_share}
+    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
     write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
     console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {config.run.folder}")

@@ -19,6 +19,8 @@ from passreid_ray import distributed
 from passreid_ray.config import Section
 from passreid_ray.data import Rows
 from passreid_ray.engines.embedding import ImageInput, TunedFeatures, embed_numbers
+from passreid_ray.engines.ray_cluster import WorkersConfig
+from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel
 from passreid_ray.retrieval.hard_triplets import mine_triplets
 
@@ -55,7 +57,7 @@ class RankingConfig(Section):
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     """Steps between evaluations, taken at the end of a mining's steps; none: only at the end."""
     miner_gpus: float = Field(default=0.0, ge=0)
-    """Share of a GPU for the miner, beside those of the workers."""
+    """GPUs, or the share of one, that the miner takes beside those of the workers; 0: it computes on CPUs."""
 
     def build_optimizer(self, network: nn.Module) -> Optimizer:
         """The optimiser of this stage."""
@@ -95,7 +97,7 @@ class MiningTask:
     threads: int
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+@ray.remote(num_cpus=0)
 class TripletMiner:
     """Embeds a pool of random rows with the weights it is given, and picks hard triplets among them.
 
@@ -108,7 +110,7 @@ class TripletMiner:
     def mine(self, task: MiningTask, weights: dict[str, torch.Tensor], round_index: int) -> Mined:
         """Triplets for the steps of a round; the same for the same task, weights and round."""
         torch.set_num_threads(task.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if task.config.miner_gpus else "cpu")
         if self._model is None:
             self._model = cast(ReidModel, ray.get(task.model)).to(device)
         self._model.load_state_dict(weights)
@@ -131,15 +133,39 @@ class TripletMiner:
         return Mined(pool[mined.triplets_T3], mined.mean_loss, mined.random_loss, bad)
 
 
-def mined_by_rank_0(
-    miner: Any, task: MiningTask, model: ReidModel, round_index: int
-) -> tuple[NDArray[np.int64], Mined | None]:
-    """Triplets of a round on every rank, and on rank 0 all that the miner said; every rank must call this."""
-    triplets_T3 = torch.zeros(task.config.refresh_steps * task.config.triplets_per_step, 3, dtype=torch.int64)
-    mined: Mined | None = None
-    if distributed.rank() == 0:
-        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-        mined = cast(Mined, ray.get(miner.mine.remote(task, weights, round_index)))
-        triplets_T3 = torch.from_numpy(mined.triplets_T3)
-    device = next(model.parameters()).device  # collectives on GPUs take nothing else
-    return distributed.all_reduce_sum(triplets_T3.to(device)).cpu().numpy(), mined
+@dataclass(frozen=True)
+class Mining:
+    """The miner and its task, as workers ask it."""
+
+    miner: Any
+    """Handle of a ``TripletMiner``."""
+    task: MiningTask
+
+    @classmethod
+    def start(cls, task: MiningTask, workers: WorkersConfig) -> "Mining":
+        """Start the miner; it is restarted as often as a worker would be.
+
+        Raises ``UserError`` when it would take a GPU that a worker needs.
+        """
+        share, found = task.config.miner_gpus, ray.cluster_resources().get("GPU", 0)
+        taken = workers.num_workers if workers.to_ray().use_gpu else 0
+        if share and taken + share > found:
+            raise UserError(
+                f"ranking.miner_gpus: {share:g} beside {taken} of the workers, but the cluster has {found:g} GPUs; set "
+                "ranking.miner_gpus=0 to mine on CPUs, or workers.num_workers lower"
+            )
+        restarts = {"max_restarts": workers.max_failures, "max_task_retries": workers.max_failures}
+        miner = TripletMiner.options(num_gpus=share, **restarts)  # pyright: ignore[reportAttributeAccessIssue]
+        return cls(miner.remote(), task)
+
+    def mine(self, model: ReidModel, round_index: int) -> tuple[NDArray[np.int64], Mined | None]:
+        """Triplets of a round on every rank, and on rank 0 all that the miner said; every rank must call this."""
+        config = self.task.config
+        triplets_T3 = torch.zeros(config.refresh_steps * config.triplets_per_step, 3, dtype=torch.int64)
+        mined: Mined | None = None
+        if distributed.rank() == 0:
+            weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+            mined = cast(Mined, ray.get(self.miner.mine.remote(self.task, weights, round_index)))
+            triplets_T3 = torch.from_numpy(mined.triplets_T3)
+        device = next(model.parameters()).device  # collectives on GPUs take nothing else
+        return distributed.all_reduce_sum(triplets_T3.to(device)).cpu().numpy(), mined

@@ -11,6 +11,7 @@ from pydantic import Field
 from passreid_ray import distributed
 from passreid_ray.config import Section
 from passreid_ray.data import JUNK_PERSON_ID, Rows, Source, open_rows
+from passreid_ray.data.known_sets import check_known_set
 from passreid_ray.engines.embedding import Embedder, ImageInput, embed_rows
 from passreid_ray.errors import UserError
 from passreid_ray.models.fusion import Fusion
@@ -43,7 +44,14 @@ class LabelledData(Section):
 
     def rows(self) -> Rows | None:
         """The labelled rows, if any."""
-        return None if self.data is None else labelled_rows(open_rows(self.data), self.retrieval)
+        return None if self.data is None else labelled_rows(open_rows(self.data), self.retrieval, "evaluation.data")
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know of the data; nothing without data."""
+        if self.data is None:
+            return []
+        rows = open_rows(self.data)
+        return [*protocol_notes(rows, self.retrieval), *check_known_set(rows, self.data.kind)]
 
 
 @dataclass(frozen=True)
@@ -80,28 +88,42 @@ class RetrievalTask:
 
 
 def labelled_rows(rows: Rows, retrieval: RetrievalConfig, where: str = "data") -> Rows:
-    """Query and gallery rows of a data set; raises ``UserError`` when a split or the identities are missing."""
+    """Query and gallery rows of a data set that count; ``UserError`` when a split or the identities are missing."""
     rows = rows.with_split(retrieval.query, retrieval.gallery, where=where)
     unknown = int(np.sum([person_id is None for person_id in rows.person_ids]))
     if unknown:
         raise UserError(
             f"{where}: {unknown} of {len(rows)} query and gallery images have no person_id; evaluation needs them"
         )
-    return rows
+    is_junk = rows.person_ids == JUNK_PERSON_ID
+    counts = ~is_junk if retrieval.junk == "leave_out" else ~is_junk | (rows.splits == retrieval.gallery)
+    return rows if counts.all() else rows.select(counts)
+
+
+def protocol_notes(rows: Rows, retrieval: RetrievalConfig) -> list[str]:
+    """What of a data set's query and gallery rows counts, where that is not plain."""
+    rows = rows.with_split(retrieval.query, retrieval.gallery)
+    notes = []
+    unknown = int(np.sum([camera_id is None for camera_id in rows.camera_ids]))
+    if unknown:
+        notes.append(
+            f"{unknown} of {len(rows)} images have no camera label, so no image is left out for its camera: "
+            "figures are higher than by the usual protocol"
+        )
+    if junk := int((rows.person_ids == JUNK_PERSON_ID).sum()):
+        became = "left out" if retrieval.junk == "leave_out" else "wrong answers to every query"
+        notes.append(f"{junk} images of person_id {JUNK_PERSON_ID} are {became} (retrieval.junk)")
+    return notes
 
 
 def retrieval_task(
-    features_ND: NDArray[np.float32], rows: Rows, retrieval: RetrievalConfig, bad: list[tuple[str, str]]
+    features_ND: NDArray[np.float32], rows: Rows, retrieval: RetrievalConfig, is_usable_N: NDArray[np.bool_]
 ) -> RetrievalTask:
-    """The rows that count: not junk, and not among the ``bad`` ones, whose image could not be used."""
+    """Features of ``labelled_rows``, but for those whose image could not be used."""
     has_cameras = all(camera_id is not None for camera_id in rows.camera_ids)
     cameras, persons = rows.camera_ids.astype(str), rows.person_ids.astype(str)
-    is_usable = ~np.isin(rows.image_ids.astype(str), [image_id for image_id, _ in bad])
-    is_person = rows.person_ids != JUNK_PERSON_ID
-    query = is_usable & is_person & (rows.splits == retrieval.query)
-    gallery = is_usable & (rows.splits == retrieval.gallery)
-    if retrieval.junk == "leave_out":
-        gallery &= is_person
+    query = is_usable_N & (rows.splits == retrieval.query)
+    gallery = is_usable_N & (rows.splits == retrieval.gallery)
     return RetrievalTask(
         features_ND[query],
         features_ND[gallery],
@@ -116,11 +138,13 @@ def measure(
     model: Embedder, rows: Rows, image_input: ImageInput, retrieval: RetrievalConfig, device: torch.device
 ) -> dict[str, float]:
     """``evaluation/*`` of ``model`` on query and gallery ``rows``, on rank 0; all workers share the features."""
-    features_ND, bad = embed_rows(model, rows, image_input, batch_size=retrieval.batch_size, device=device)
+    features_ND, is_usable_N = embed_rows(model, rows, image_input, batch_size=retrieval.batch_size, device=device)
     if distributed.rank() != 0:
         return {}
-    result = retrieval_task(features_ND, rows, retrieval, bad).rank(retrieval.max_rank)
-    return {f"evaluation/{name}": value for name, value in as_metrics(result).items()}
+    metrics = as_metrics(retrieval_task(features_ND, rows, retrieval, is_usable_N).rank(retrieval.max_rank))
+    if num_bad := int((~is_usable_N).sum()):
+        metrics["unusable_images"] = float(num_bad)
+    return {f"evaluation/{name}": value for name, value in metrics.items()}
 
 
 def as_metrics(result: RankingResult) -> dict[str, float]:

@@ -99,6 +99,19 @@ def with_start(config: ConfigT) -> ConfigT:
     )
 
 
+def start_notes(config: TuningConfig) -> list[str]:
+    """What a user should know of the start beside what was loaded of it."""
+    path = config.start.checkpoint
+    known = read_meta(find_checkpoint(path))["config"]["views"] if path is not None and path.is_dir() else {}
+    own = config.views
+    if known and (list(own.mean), list(own.std)) != (list(known["mean"]), list(known["std"])):
+        return [
+            f"the start saw pixels of mean {known['mean']} and deviation {known['std']}, this run makes them "
+            f"{list(own.mean)} and {list(own.std)} (views.mean, views.std)"
+        ]
+    return []
+
+
 def check_shares(config: TuningConfig) -> None:
     """Raise ``UserError`` when a batch cannot be made of whole identities, or not shared out among the workers."""
     for unit, name in ((config.images_per_identity, "images_per_identity"), (config.workers.num_workers, "workers")):
@@ -111,7 +124,11 @@ def build_model(config: TuningConfig) -> tuple[ReidModel, str]:
     assert config.model is not None
     assert config.num_parts is not None
     torch.manual_seed(config.seed)
-    backbone = config.model.build(config.image_size_px, config.num_parts)
+    try:
+        backbone = config.model.build(config.image_size_px, config.num_parts)
+    except UserError as error:
+        key = "views.image_size_px: " if str(error).startswith("image size") else "model: "
+        raise UserError(f"{key}{error}") from None
     model = config.neck.build(backbone)
     path = config.start.checkpoint
     if path is None:

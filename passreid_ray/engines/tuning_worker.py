@@ -72,12 +72,12 @@ class TuningRun:
             record = {**values, **more, "refused_steps": self.state.refused_steps}
             self.worker.post("metrics", step=self.state.step, metrics=record)
 
-    def stop_if_refused(self) -> None:
-        """Save and raise ``UserError`` when too many steps in a row were refused."""
+    def stop_if_refused(self, rate: str = "optimizer.lr") -> None:
+        """Save and raise ``UserError``, naming the setting ``rate``, when too many steps in a row were refused."""
         state = self.state
         if state.refused_in_a_row >= self.config.max_refused_in_a_row:
             self.save()
-            raise UserError(refusal(state.step, state.refused_in_a_row, self.config.run.folder))
+            raise UserError(refusal(state.step, state.refused_in_a_row, self.config.run.folder, rate))
 
     def _write(self, folder: Path) -> None:
         identity = {"config": self.config.model_dump(mode="json"), "fingerprint": self.fingerprint}

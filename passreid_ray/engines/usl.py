@@ -22,24 +22,22 @@ from passreid_ray.data import JUNK_PERSON_ID, Rows, open_rows
 from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
 from passreid_ray.data.stream import Stream
-from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
 from passreid_ray.engines.embedding import ImageInput
-from passreid_ray.engines.fit import fit
+from passreid_ray.engines.fit import fit_and_watch
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
 from passreid_ray.engines.ray_cluster import connect, data_cpus
 from passreid_ray.engines.run_folder import prepare
 from passreid_ray.engines.scoring import measure
 from passreid_ray.engines.summary import print_summary
-from passreid_ray.engines.tuning_config import build_model, check_shares, with_start
+from passreid_ray.engines.tuning_config import build_model, check_shares, start_notes, with_start
 from passreid_ray.engines.tuning_worker import MakeView, TuningRun
 from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig
 from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, round_labels
 from passreid_ray.errors import UserError
 from passreid_ray.train.meter import Meter
-from passreid_ray.train.run_log import RunLog
 from passreid_ray.train.usl_state import USLNetwork, USLState
 from passreid_ray.train.usl_step import USLStepSettings, usl_step
 from passreid_ray.train.worker import WorkerContext
@@ -69,20 +67,19 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
     console.print(f"start: {notes}")
-    board = Board.remote()
+    for note in [*start_notes(config), *(f"evaluation: {note}" for note in config.evaluation.notes())]:
+        console.print(note)
     loop_config = {
         "config": config,
         "task": ray.put(task),
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
-        "board": board,
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
         "rounds": config.rounds_store,
         "best": config.best_store,
     }
-    log = RunLog(config.run.folder)
-    with Monitor(board, log, console, num_rows=len(task.rows), max_bad_share=config.max_bad_share):
-        fit(train_worker, loop_config, config.run, config.workers, board)
+    limits = {"num_rows": len(task.rows), "max_bad_share": config.max_bad_share}
+    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
     labels_N = read_labels(config.rounds_store)
     write_labels(config.run.folder / LABELS_FILE, task.rows.image_ids[task.target], labels_N[task.target])
     write_cluster_picture(task.rows.select(task.target), labels_N[task.target], config.run.folder / "clusters.png")

@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from passreid_ray.train.precision import load_scaler
 from passreid_ray.train.state_files import require_same_tensors, tensors_below
 
 
@@ -59,7 +60,7 @@ class PassState:
             model.load_state_dict(own)
         self.centers_TK.copy_(tensors["centers"])
         load_optimizer(self.optimizer, self.student, tensors_below(tensors, "optimizer."))
-        self.scaler.load_state_dict(meta["scaler"])
+        load_scaler(self.scaler, meta["scaler"])
         self.step = meta["step"]
         self.refused_in_a_row, self.refused_steps = meta["refused_in_a_row"], meta["refused_steps"]
 

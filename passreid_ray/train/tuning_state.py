@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from passreid_ray import distributed
 from passreid_ray.train.optimizer import gradient_norm, load_optimizer, optimizer_tensors
+from passreid_ray.train.precision import load_scaler
 from passreid_ray.train.state_files import require_same_tensors, tensors_below
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -60,7 +61,7 @@ class TuningState(Generic[NetworkT]):
         require_same_tensors(expected, own, source)
         self.network.load_state_dict(own)
         load_optimizer(self.optimizer, self.network, tensors_below(tensors, "optimizer."))
-        self.scaler.load_state_dict(meta["scaler"])
+        load_scaler(self.scaler, meta["scaler"])
         self.step, self.best_mAP = meta["step"], meta["best_mAP"]
         self.refused_in_a_row, self.refused_steps = meta["refused_in_a_row"], meta["refused_steps"]
 
@@ -86,7 +87,8 @@ def apply_gradients(
     """
     state.scaler.unscale_(state.optimizer)
     norm = gradient_norm(state.network.parameters())
-    averaged = {name: distributed.all_reduce_mean(value.detach()) for name, value in metrics.items()}
+    values = distributed.all_reduce_mean(torch.stack([value.detach() for value in metrics.values()]))
+    averaged = dict(zip(metrics, values, strict=True))
     # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
     is_finite = bool(torch.isfinite(averaged["loss"]) & torch.isfinite(norm))
     if is_finite:

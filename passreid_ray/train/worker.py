@@ -48,9 +48,9 @@ class WorkerContext:
         """``module`` with its gradients averaged over all workers in backward."""
         if self.world_size == 1:
             return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers stay equal by themselves: whatever writes them gathers over all workers first.
-        return DistributedDataParallel(module, device_ids=ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        # Buffers stay equal by themselves: whatever writes them gathers over all workers first. No device_ids: inputs
+        # are where they belong, and grids of patches belong on the CPU.
+        return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def resume(self, load: Callable[[Path], None]) -> bool:
         """Call ``load`` with the folder of the newest whole checkpoint, if there is one; whether there was."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]
 
 
 class TrainingViewConfig(PixelStatistics):
-    """Augmentation of labelled images; the defaults are those of the reference's fine-tuning."""
+    """Augmentation of labelled images; the defaults are those of the reference's tuning without labels."""
 
     mean: Triple = (0.5, 0.5, 0.5)
     """Mean of R, G, B on the scale 0..1."""
@@ -39,7 +39,9 @@ class TrainingViewConfig(PixelStatistics):
     pad_px: Annotated[int, Field(ge=0)] = 10
     """The view is shifted by up to this many pixels each way, in both directions; what comes in is black."""
     erase_probability: Probability = 0.5
-    """Chance that a box is filled with the mean colour."""
+    """Chance that a box is erased."""
+    erase_fill: Literal["mean", "noise"] = "mean"
+    """The box is filled with the mean colour, or with noise of the pixels' mean and standard deviation."""
     erase_area: AreaRange = (0.02, 0.4)
     """Area of the erased box as a fraction of the view."""
     erase_aspect: AspectRange = (0.3, 3.33)
@@ -55,7 +57,9 @@ class TrainingDraw:
     """Where the view begins in the padded image."""
     left_px: int
     erased: Box | None
-    """Box of the view that is filled with the mean colour."""
+    """Box of the view that is filled."""
+    noise_seed: int = 0
+    """Of what fills it, if that is noise."""
 
 
 class TrainingView:
@@ -84,6 +88,7 @@ class TrainingView:
             top_px=int(rng.integers(2 * config.pad_px + 1)),
             left_px=int(rng.integers(2 * config.pad_px + 1)),
             erased=self._draw_erased(rng) if rng.random() < config.erase_probability else None,
+            noise_seed=int(rng.integers(2**63)) if config.erase_fill == "noise" else 0,
         )
 
     def render(self, image_HWC: Pixels, draw: TrainingDraw) -> Pixels:
@@ -97,8 +102,18 @@ class TrainingView:
         view_3HW = padded[:, draw.top_px : draw.top_px + height, draw.left_px : draw.left_px + width].copy()
         if draw.erased is not None:
             top, left, box_height, box_width = draw.erased
-            view_3HW[:, top : top + box_height, left : left + box_width] = self._fill[:, None, None]
+            view_3HW[:, top : top + box_height, left : left + box_width] = self._filling(draw)
         return view_3HW
+
+    def _filling(self, draw: TrainingDraw) -> Pixels:
+        """What the erased box is filled with, uint8 ``(3, 1, 1)`` or ``(3, h, w)``."""
+        if self.config.erase_fill == "mean" or draw.erased is None:
+            return self._fill[:, None, None]
+        _, _, height, width = draw.erased
+        noise_3HW = np.random.default_rng(draw.noise_seed).standard_normal((3, height, width), np.float32)
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.config.mean, self.config.std))
+        # As the reference: standard normal after normalisation, but for the tails that no pixel value stands for.
+        return np.clip(np.rint(255 * (mean + std * noise_3HW)), 0, 255).astype(np.uint8)
 
     def _draw_erased(self, rng: np.random.Generator) -> Box | None:
         """A box that is smaller than the view in both directions; None when no try gave one."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from passreid_ray.config import Section
 from passreid_ray.views.boxes import Box, uniform
-from passreid_ray.views.config import PixelStatistics, Probability, SizePx
+from passreid_ray.views.config import Probability, SizePx
 from passreid_ray.views.pixels import to_image
 
 Pixels = NDArray[np.uint8]
@@ -27,7 +28,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-class UndistortedViewConfig(PixelStatistics):
+class UndistortedViewConfig(Section):
     """Views that keep the proportions of the image; the cut-out follows arXiv:1801.05339, which gives no figures."""
 
     image_size_px: SizePx = (384, 192)
@@ -82,13 +83,14 @@ class UndistortedView:
     """View of one image without distortion (Almazán et al., arXiv:1801.05339, section 3).
 
     A pure function of the image, the generator and the progress of training, so that equal generators give equal
-    views in every process. The cut-out's area is drawn evenly from 0 to ``config.largest_cutout(progress)``.
+    views in every process. ``fill``, ``(3,)``, is the colour beside the image. The cut-out's area is drawn evenly from
+    0 to ``config.largest_cutout(progress)``.
     """
 
-    def __init__(self, config: UndistortedViewConfig, patch_px: int = 16) -> None:
+    def __init__(self, config: UndistortedViewConfig, fill: NDArray[np.uint8], patch_px: int = 16) -> None:
         self.config = config
         self.patch_px = patch_px
-        self._fill = config.mean_colour
+        self._fill = fill
 
     def __call__(self, image_HWC: Pixels, rng: np.random.Generator, progress: float) -> tuple[Pixels, Grid]:
         """Pixels of the view, ``(3, H, W)`` uint8 before normalisation, and its grid; see ``undistorted_pixels``.

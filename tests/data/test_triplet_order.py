@@ -7,13 +7,14 @@ from passreid_ray.data.triplet_order import TripletOrder
 from passreid_ray.errors import UserError
 
 PER_STEP, STEPS, FIRST = 6, 4, 10
+FIRST_DRAW = 1000
 LABELS_N = np.array([0, 1, 0, 2, 1, 0, 2, 3, 1, 0])
 
 
 def new_order() -> TripletOrder:
     """Triplets of random rows for steps 10 to 13."""
     triplets_T3 = np.random.default_rng(0).integers(0, len(LABELS_N), (PER_STEP * STEPS, 3))
-    return TripletOrder(triplets_T3, LABELS_N, PER_STEP, FIRST)
+    return TripletOrder(triplets_T3, LABELS_N, PER_STEP, FIRST, FIRST_DRAW)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -39,12 +40,14 @@ def test_no_draw_comes_twice_and_each_tells_its_step() -> None:
     draws = [order.batch(step)[0] for step in range(FIRST, FIRST + STEPS)]
     assert len(np.unique(np.concatenate(draws))) == STEPS * order.batch_size == STEPS * 18
     for step, own in enumerate(draws, FIRST):
-        assert (own // order.batch_size == step).all()
+        assert ((own - FIRST_DRAW) // order.batch_size == step - FIRST).all()
 
 
 def test_a_round_that_begins_later_goes_on_with_fresh_draws() -> None:
     earlier = new_order()
-    later = TripletOrder(earlier.triplets_T3, LABELS_N, PER_STEP, FIRST + STEPS)
+    later = TripletOrder(
+        earlier.triplets_T3, LABELS_N, PER_STEP, FIRST + STEPS, FIRST_DRAW + STEPS * earlier.batch_size
+    )
     assert np.array_equal(later.batch(FIRST + STEPS)[1], earlier.batch(FIRST)[1])
     assert later.batch(FIRST + STEPS)[0].min() > earlier.batch(FIRST + STEPS - 1)[0].max()
 

@@ -6,17 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from passreid_ray.config import build
 from passreid_ray.data import open_rows
 from passreid_ray.engines import evaluate
-from passreid_ray.engines.evaluate import EvaluateConfig, FewShotConfig, few_shot, protocol_notes
+from passreid_ray.engines.embedding import FusedViT, ImageInput
+from passreid_ray.engines.evaluate import few_shot, without_distractors
+from passreid_ray.engines.evaluate_config import EvaluateConfig, FewShotConfig
 from passreid_ray.engines.progress import PhaseLines
-from passreid_ray.engines.scoring import RetrievalConfig, labelled_rows, retrieval_task
+from passreid_ray.engines.scoring import RetrievalConfig, labelled_rows, measure, protocol_notes, retrieval_task
 from passreid_ray.errors import UserError
+from passreid_ray.models.config import ModelConfig
 from passreid_ray.retrieval.few_shot import few_shot_accuracies, few_shot_summary
+from passreid_ray.views import PixelStatistics
+from tests.ranks import run_on_ranks
 
 PEOPLE: dict[str, Any] = {"kind": "synthetic", "num_people": 12, "images_per_person": 8}
 MODEL = {"trunk": "vit_tiny_patch16_224", "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -79,7 +85,7 @@ def test_the_few_shot_accuracy_is_the_same_for_any_division_into_tasks(
     rng = np.random.default_rng(0)
     rows = labelled_rows(open_rows(build(EvaluateConfig, {"data": PEOPLE}).data), RetrievalConfig())
     features = rng.standard_normal((len(rows), 16)).astype(np.float32)
-    task = retrieval_task(features, rows, RetrievalConfig(), [])
+    task = retrieval_task(features, rows, RetrievalConfig(), np.ones(len(rows), np.bool_))
     config = FewShotConfig(episodes=50, way=3, shots=(1,))
     with PhaseLines(Console(quiet=True)) as progress:
         here = few_shot(task, config, 0, progress)
@@ -114,7 +120,9 @@ def test_several_checkpoints_on_several_sets_make_a_matrix(cluster: None, tmp_pa
 def test_a_given_distance_and_not_the_features_decides_the_ranking() -> None:
     rng = np.random.default_rng(1)
     rows = labelled_rows(open_rows(build(EvaluateConfig, {"data": PEOPLE}).data), RetrievalConfig())
-    task = retrieval_task(rng.standard_normal((len(rows), 8)).astype(np.float32), rows, RetrievalConfig(), [])
+    task = retrieval_task(
+        rng.standard_normal((len(rows), 8)).astype(np.float32), rows, RetrievalConfig(), np.ones(len(rows), np.bool_)
+    )
     perfect = (task.query_ids[:, None] != task.gallery_ids).astype(np.float32)
     assert task.rank(10).mAP < 1
     assert task.rank(10, distance_QG=perfect).mAP == 1
@@ -131,39 +139,92 @@ ODD = [
 ]
 
 
-def odd_task(folder: Path, junk: str) -> tuple[Any, Any, RetrievalConfig]:
+def odd_task(folder: Path, junk: str) -> tuple[Any, list[str]]:
     retrieval = build(RetrievalConfig, {"junk": junk})
-    source = build(EvaluateConfig, {"data": labelled(folder, ODD)}).data
-    rows = labelled_rows(open_rows(source), retrieval)
+    every = open_rows(build(EvaluateConfig, {"data": labelled(folder, ODD)}).data)
+    rows = labelled_rows(every, retrieval)
     order = {"0.png": 0, "1.png": 2, "2.png": 1, "3.png": 3, "4.png": 4, "5.png": 0, "6.png": 1}
     features = np.eye(5, dtype=np.float32)[[order[image_id] for image_id in rows.image_ids]]
-    return retrieval_task(features, rows, retrieval, []), rows, retrieval
+    return retrieval_task(features, rows, retrieval, np.ones(len(rows), np.bool_)), protocol_notes(every, retrieval)
 
 
 def test_junk_does_not_count_or_is_a_wrong_answer_and_both_are_said(tmp_path: Path) -> None:
-    without, rows, retrieval = odd_task(tmp_path / "x", "leave_out")
+    without, notes = odd_task(tmp_path / "x", "leave_out")
     assert len(without.gallery_ids) == 2
-    notes = protocol_notes(without, rows, retrieval, without.rank(5))
-    assert notes == [
-        "2 images of person_id -1 are left out (retrieval.junk)",
-        "1 of 3 queries have no match in the gallery and do not count",
-    ]
-    distracted, rows, retrieval = odd_task(tmp_path / "y", "distractors")
+    assert notes == ["2 images of person_id -1 are left out (retrieval.junk)"]
+    distracted, notes = odd_task(tmp_path / "y", "distractors")
     assert len(distracted.gallery_ids) == 4
-    assert "wrong answers to every query" in protocol_notes(distracted, rows, retrieval, distracted.rank(5))[0]
+    assert notes == ["2 images of person_id -1 are wrong answers to every query (retrieval.junk)"]
     # The junk images look exactly like the queries a and b, so each stands before the right one.
     assert distracted.rank(5).mAP < without.rank(5).mAP
+    assert sorted(without_distractors(distracted, ("-1",)).gallery_ids) == ["a", "b"]
 
 
 def test_without_camera_labels_there_is_no_camera_rule_and_that_is_said(tmp_path: Path) -> None:
     source = build(EvaluateConfig, {"data": labelled(tmp_path / "x", [("a", "", "query"), ("a", "", "gallery")])}).data
     rows = labelled_rows(open_rows(source), RetrievalConfig())
-    task = retrieval_task(np.eye(2, dtype=np.float32), rows, RetrievalConfig(), [])
+    task = retrieval_task(np.eye(2, dtype=np.float32), rows, RetrievalConfig(), np.ones(2, np.bool_))
     assert task.query_cameras is None
-    (note,) = protocol_notes(task, rows, RetrievalConfig(), task.rank(5))
+    (note,) = protocol_notes(rows, RetrievalConfig())
     assert note.startswith("2 of 2 images have no camera label")
-    with PhaseLines(Console(quiet=True)) as progress, pytest.raises(UserError, match=r"few_shot\.cross_camera"):
-        few_shot(task, FewShotConfig(episodes=1), 0, progress)
+
+
+PAIRS = [(person, camera, split) for person in "abc" for camera, split in (("1", "query"), ("2", "gallery"))]
+
+
+@pytest.mark.parametrize(
+    ("people", "changes", "message"),
+    [
+        (
+            [("a", "", "query"), ("a", "", "gallery")],
+            {"few_shot": {"episodes": 1}},
+            r"few_shot\.cross_camera: some images",
+        ),
+        (
+            PAIRS,
+            {"few_shot": {"episodes": 1}},
+            "few_shot.way: 5 people in an episode, but 3 of data have enough images",
+        ),
+        (
+            PAIRS,
+            {"few_shot": {"episodes": 1, "way": 3, "shots": [1, 2]}},
+            "but 0 of data have enough images for 2 shots",
+        ),
+        (PAIRS, {"candidates": {"k": 4}}, "candidates.k: 4 candidates, but the gallery of data has 3 people"),
+    ],
+)
+def test_too_few_people_for_what_is_asked_is_told_before_ray_starts(
+    people: list[tuple[str, str, str]], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = evaluate_config(tmp_path / "out", data=labelled(tmp_path / "x", people), **changes)
+    with pytest.raises(UserError, match=message):
+        evaluate.run(config, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"few_shot": {"shots": [0]}}, {"false_accept_rates": [2.0]}, {"rerank": {"k1": 3, "k2": 5}}]
+)
+def test_settings_that_can_never_work_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        evaluate_config(tmp_path, **changes)
+
+
+def measured_with_a_bad_image(root: str) -> dict[str, float]:
+    source = build(EvaluateConfig, {"data": {"kind": "labels_csv", "root": root}}).data
+    rows = labelled_rows(open_rows(source), RetrievalConfig())
+    torch.manual_seed(0)
+    model = FusedViT(build(ModelConfig, MODEL).build((64, 32), 3), "cat")
+    return measure(model, rows, ImageInput((64, 32), PixelStatistics()), RetrievalConfig(), torch.device("cpu"))
+
+
+def test_an_image_that_cannot_be_read_does_not_count_on_any_number_of_workers(tmp_path: Path) -> None:
+    labelled(tmp_path / "x", [*PAIRS, ("a", "3", "gallery"), ("b", "3", "query")])
+    (tmp_path / "x" / "7.png").write_bytes(b"no image")
+    alone = measured_with_a_bad_image(str(tmp_path / "x"))
+    first, second = run_on_ranks(measured_with_a_bad_image, str(tmp_path / "x"))
+    assert alone["evaluation/unusable_images"] == 1
+    assert first == pytest.approx(alone)
+    assert second == {}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, finetune
+from passreid_ray.engines.evaluate_config import EvaluateConfig
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.tuning_config import with_start
 from passreid_ray.errors import UserError
@@ -87,7 +88,7 @@ def test_the_resolved_settings_in_the_run_folder_are_those_of_the_run(unbroken: 
 def test_the_evaluate_job_measures_the_moving_average_of_a_tuned_checkpoint(unbroken: Path, tmp_path: Path) -> None:
     data = finetune_config(tmp_path).evaluation.data
     assert data is not None
-    config = evaluate.EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
+    config = EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
     result = evaluate.run(config)[0].methods["cosine"]
     last = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "evaluation/mAP" in record][-1]
     assert result.mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)
@@ -160,7 +161,7 @@ def test_images_keep_their_shape_when_asked_and_the_checkpoint_says_so(cluster: 
     assert all(math.isfinite(loss) for loss in losses(folder).values())
     data = config.evaluation.data
     assert data is not None
-    result = evaluate.run(evaluate.EvaluateConfig(checkpoint=folder, output=tmp_path / "e", data=data))[0]
+    result = evaluate.run(EvaluateConfig(checkpoint=folder, output=tmp_path / "e", data=data))[0]
     last = [record for record in read_jsonl(folder / "metrics.jsonl") if "evaluation/mAP" in record][-1]
     assert result.methods["cosine"].mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)
 
@@ -193,10 +194,36 @@ def test_what_can_be_known_is_told_before_ray_starts(tmp_path: Path) -> None:
         ({"losses": {"average_k": {"weight": 1, "k": 6}}}, "losses.average_k.k: 6 candidates of 6 people"),
         ({"workers": {"num_workers": 8}}, "ranking.triplets_per_step: 4 triplets cannot be divided among 8 workers"),
         ({"start": {"checkpoint": str(tmp_path / "absent")}}, "start.checkpoint: .*absent does not exist"),
-        ({"views": {"image_size_px": (60, 32)}}, "image size 60x32 px is not a multiple"),
+        ({"views": {"image_size_px": (60, 32)}}, "views.image_size_px: image size 60x32 px is not a multiple"),
+        ({"feature": "after"}, "feature: after the neck, but the ranking loss"),
+        ({"undistorted": {}, "model": {"stem": "ics"}}, "undistorted: the convolutional stem mixes padding"),
     ):
         with pytest.raises(UserError, match=message):
             finetune.run(finetune_config(tmp_path / "run", **changes), silent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"losses": {"triplet": {"weight": 0.5}}}, "losses.am_softmax.weight"),
+        ({"optimizer": {"kind": "adamw"}}, "optimizer.kind"),
+        ({"ranking": {}, "epochs": 9}, "ranking.steps"),
+    ],
+)
+def test_a_run_is_not_continued_as_another_one(changes: dict[str, Any], key: str, unbroken: Path) -> None:
+    before = (unbroken / "config.toml").read_text()
+    with pytest.raises(UserError, match=f"this run was made with {key} = "):
+        finetune.run(finetune_config(unbroken.parent, **changes), Console(quiet=True))
+    assert (unbroken / "config.toml").read_text() == before
+
+
+def test_the_cut_out_grows_evenly_over_both_stages() -> None:
+    config = finetune_config(Path("x"), undistorted={})
+    view = finetune.MakeUndistortedView(config, 16, END_OF_EPOCHS)
+    per_ranking_step, first = 3 * config.ranking.triplets_per_step, END_OF_EPOCHS * config.batch_size
+    draws = [step * config.batch_size for step in range(END_OF_EPOCHS)]
+    draws += [first + step * per_ranking_step for step in range(config.ranking.steps)]
+    np.testing.assert_allclose([view.progress(draw) for draw in draws], np.linspace(0, 1, LAST_STEP))
 
 
 def test_people_with_one_image_and_small_data_are_told_and_trained_on(cluster: None, tmp_path: Path) -> None:

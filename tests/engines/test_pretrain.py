@@ -19,6 +19,7 @@ from PIL import Image
 
 from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, pretrain
+from passreid_ray.engines.evaluate_config import EvaluateConfig
 from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
@@ -136,7 +137,7 @@ def test_a_killed_process_given_again_continues_and_ends_as_if_unbroken(unbroken
 def test_the_evaluate_job_agrees_with_the_evaluation_of_the_run(unbroken: Path, tmp_path: Path) -> None:
     data = micro_config(tmp_path).evaluation.data
     assert data is not None
-    config = evaluate.EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
+    config = EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
     result = evaluate.run(config)[0].methods["cosine"]
     last = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "evaluation/mAP" in record][-1]
     assert result.mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, usl
+from passreid_ray.engines.evaluate_config import EvaluateConfig
 from passreid_ray.engines.usl import with_start
 from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.errors import UserError
@@ -81,7 +82,7 @@ def test_the_resolved_settings_in_the_run_folder_are_those_of_the_run(unbroken: 
 def test_the_evaluate_job_reads_a_tuned_checkpoint(unbroken: Path, tmp_path: Path) -> None:
     data = usl_config(tmp_path).evaluation.data
     assert data is not None
-    config = evaluate.EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
+    config = EvaluateConfig(checkpoint=unbroken, output=tmp_path, data=data, num_actors=2)
     result = evaluate.run(config)[0].methods["cosine"]
     last = [record for record in read_jsonl(unbroken / "metrics.jsonl") if "evaluation/mAP" in record][-1]
     assert result.mAP == pytest.approx(last["evaluation/mAP"], abs=1e-6)

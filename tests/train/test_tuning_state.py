@@ -12,6 +12,7 @@ from torch.optim import SGD
 
 from passreid_ray import distributed
 from passreid_ray.errors import UserError
+from passreid_ray.train.precision import load_scaler
 from passreid_ray.train.tuning_state import TuningState, apply_gradients, buffers_of
 from tests.ranks import run_on_ranks
 
@@ -210,3 +211,14 @@ def test_all_ranks_refuse_what_one_of_them_refuses_and_report_the_mean() -> None
         assert loss == pytest.approx(expected, rel=1e-6)
         assert refused_steps == 1
         assert is_unchanged
+
+
+def test_a_run_without_a_loss_scale_may_go_on_with_one_and_the_other_way_round() -> None:
+    off, on = GradScaler("cpu", enabled=False), GradScaler("cpu", enabled=True, init_scale=8.0)
+    load_scaler(on, off.state_dict())
+    assert on.get_scale() == 8.0
+    load_scaler(off, on.state_dict())
+    assert off.get_scale() == 1.0
+    again = GradScaler("cpu", enabled=True)
+    load_scaler(again, on.state_dict())
+    assert again.get_scale() == 8.0

@@ -136,3 +136,20 @@ def test_the_image_itself_is_not_written_to() -> None:
 def test_nonsense_is_refused_with_the_name_of_the_setting(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(TrainingViewConfig, values)
+
+
+def test_noise_of_the_pixels_mean_and_deviation_fills_the_erased_box_when_asked() -> None:
+    config = TrainingViewConfig(
+        erase_probability=1, erase_fill="noise", pad_px=0, flip_probability=0, mean=(0.4, 0.5, 0.6), std=(0.1, 0.1, 0.1)
+    )
+    view, image = TrainingView(config), np.zeros((256, 128, 3), np.uint8)
+    draw = view.draw(np.random.default_rng(0))
+    assert draw.erased is not None
+    top, left, height, width = draw.erased
+    pixels = view.render(image, draw)
+    box = pixels[:, top : top + height, left : left + width].reshape(3, -1) / 255
+    np.testing.assert_allclose(box.mean(axis=1), config.mean, atol=0.01)
+    np.testing.assert_allclose(box.std(axis=1), config.std, atol=0.01)
+    pixels[:, top : top + height, left : left + width] = 0
+    assert not pixels.any()
+    assert np.array_equal(view.render(image, draw), view.render(image, draw))

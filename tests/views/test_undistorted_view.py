@@ -87,16 +87,16 @@ def test_the_grid_holds_the_image_and_no_more(shape: tuple[int, int], canvas: tu
 
 
 def test_without_augmentation_it_is_the_image_over_the_mean_colour() -> None:
-    pixels, grid = UndistortedView(PLAIN)(IMAGE, view_rng(0, 0, "a.jpg"), 0.5)
+    pixels, grid = UndistortedView(PLAIN, IMAGENET_MEAN)(IMAGE, view_rng(0, 0, "a.jpg"), 0.5)
     expected, expected_grid = undistorted_pixels(IMAGE, (384, 192), IMAGENET_MEAN)  # 255 times ImageNet's mean
     assert np.array_equal(pixels, expected)
     assert grid == expected_grid
 
 
 def test_a_flipped_view_mirrors_the_image_but_not_the_canvas() -> None:
-    view = UndistortedView(PLAIN.model_copy(update={"flip_probability": 1.0}))
+    view = UndistortedView(PLAIN.model_copy(update={"flip_probability": 1.0}), IMAGENET_MEAN)
     pixels, grid = view(IMAGE, view_rng(0, 0, "a.jpg"), 0.0)
-    plain, plain_grid = UndistortedView(PLAIN)(IMAGE, view_rng(0, 0, "a.jpg"), 0.0)
+    plain, plain_grid = UndistortedView(PLAIN, IMAGENET_MEAN)(IMAGE, view_rng(0, 0, "a.jpg"), 0.0)
     width = round(57 * 384 / 131)
     assert width < 192
     assert np.array_equal(pixels[:, :, :width], plain[:, :, :width][:, :, ::-1])
@@ -112,18 +112,18 @@ def test_the_largest_cutout_grows_from_nothing_to_three_tenths(step: int, larges
 def test_progress_outside_training_is_refused() -> None:
     for progress in (-0.01, 1.01, float("nan")):
         with pytest.raises(ValueError, match=r"progress: expected a number in 0\.\.1"):
-            UndistortedView(CUT)(IMAGE, view_rng(0, 0, "a.jpg"), progress)
+            UndistortedView(CUT, IMAGENET_MEAN)(IMAGE, view_rng(0, 0, "a.jpg"), progress)
 
 
 def test_nothing_is_cut_out_at_the_first_step() -> None:
     plain, _ = undistorted_pixels(IMAGE, (64, 32), IMAGENET_MEAN)
     for draw in range(50):
-        assert np.array_equal(UndistortedView(CUT)(IMAGE, view_rng(0, draw, "a.jpg"), 0.0)[0], plain)
+        assert np.array_equal(UndistortedView(CUT, IMAGENET_MEAN)(IMAGE, view_rng(0, draw, "a.jpg"), 0.0)[0], plain)
 
 
 def changed_pixels(image: np.ndarray, config: UndistortedViewConfig, draw: int, progress: float) -> np.ndarray:
     """Where the view differs from the image, on the canvas."""
-    view = UndistortedView(config)
+    view = UndistortedView(config, IMAGENET_MEAN)
     plan = view.draw(view_rng(3, draw, "a.jpg"), progress)
     plain, _ = undistorted_pixels(image, config.image_size_px, IMAGENET_MEAN)
     return (view.render(image, plan)[0] != plain).any(axis=0)
@@ -173,7 +173,7 @@ def test_cutouts_reach_every_edge_of_the_image_and_every_box_is_full_of_noise() 
 
 def test_noise_has_every_value_and_differs_from_view_to_view() -> None:
     config = CUT.model_copy(update={"image_size_px": (256, 128), "cutout_start": 0.9, "cutout_end": 0.9})
-    view, image = UndistortedView(config), np.zeros((256, 128, 3), np.uint8)
+    view, image = UndistortedView(config, IMAGENET_MEAN), np.zeros((256, 128, 3), np.uint8)
     noises = [view(image, view_rng(0, draw, "a.jpg"), 0.5)[0] for draw in range(8)]
     largest = max(noises, key=lambda pixels: int(pixels.any(axis=0).sum()))
     values = largest[:, largest.any(axis=0)]
@@ -183,14 +183,14 @@ def test_noise_has_every_value_and_differs_from_view_to_view() -> None:
 
 
 def test_half_of_the_views_are_cut_and_none_is_flipped_by_default() -> None:
-    view = UndistortedView(UndistortedViewConfig())
+    view = UndistortedView(UndistortedViewConfig(), IMAGENET_MEAN)
     draws = [view.draw(view_rng(0, draw, "a.jpg"), 1.0) for draw in range(1000)]
     assert abs(np.mean([draw.cutout is not None for draw in draws]) - 0.5) < 0.06  # 3.8 standard deviations
     assert not any(draw.flip for draw in draws)
 
 
 def test_equal_generators_give_equal_views_and_others_do_not() -> None:
-    view = UndistortedView(CUT)
+    view = UndistortedView(CUT, IMAGENET_MEAN)
     first, again, other = (view(IMAGE, view_rng(0, draw, "a.jpg"), 1.0)[0] for draw in (5, 5, 6))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -200,7 +200,9 @@ def test_the_image_itself_is_not_written_to() -> None:
     image = noisy_image(64, 32)
     before = image.copy()
     for draw in range(20):
-        UndistortedView(CUT.model_copy(update={"flip_probability": 0.5}))(image, view_rng(0, draw, "a.jpg"), 1.0)
+        UndistortedView(CUT.model_copy(update={"flip_probability": 0.5}), IMAGENET_MEAN)(
+            image, view_rng(0, draw, "a.jpg"), 1.0
+        )
     assert np.array_equal(image, before)
 
 
@@ -223,7 +225,7 @@ def test_a_grid_beyond_the_canvas_is_refused() -> None:
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3))])
 def test_anything_but_an_rgb_image_is_refused(image: np.ndarray) -> None:
     with pytest.raises(UserError, match="expected uint8 RGB pixels"):
-        UndistortedView(PLAIN)(image, view_rng(0, 0, "a.jpg"), 0.5)
+        UndistortedView(PLAIN, IMAGENET_MEAN)(image, view_rng(0, 0, "a.jpg"), 0.5)
 
 
 def test_the_pixels_are_those_of_pil() -> None:
