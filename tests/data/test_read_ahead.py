@@ -18,7 +18,8 @@ from tests.data.pictures import write_images
 Batch = dict[str, np.ndarray]
 NUM, PER_STEP, FIRST, LAST = 14, 2, 5, 12
 TRIPLETS_T3 = np.random.default_rng(0).integers(0, NUM, ((LAST - FIRST) * PER_STEP, 3))
-ORDER = TripletOrder(TRIPLETS_T3, np.arange(NUM) % 4, PER_STEP, FIRST)
+# A draw divided by the batch is its step.
+ORDER = TripletOrder(TRIPLETS_T3, np.arange(NUM) % 4, PER_STEP, FIRST, first_draw=FIRST * 3 * PER_STEP)
 
 
 def mark(image_HWC: np.ndarray, draw: int, image_id: str) -> Batch:
