@@ -100,14 +100,13 @@ def test_two_workers_give_the_losses_of_one(unbroken: Path, tmp_path: Path) -> N
         assert loss == pytest.approx(losses(unbroken)[step], rel=2e-4)
 
 
-@pytest.mark.parametrize("kill_after", [STEPS_PER_EPOCH + 2, END_OF_EPOCHS + REFRESH_STEPS + 1])
-def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(
-    kill_after: int, unbroken: Path, tmp_path: Path
+def test_a_worker_killed_between_minings_is_restarted_and_the_run_ends_as_if_unbroken(
+    unbroken: Path, tmp_path: Path
 ) -> None:
     config = finetune_config(tmp_path)
 
     def kill() -> None:
-        while max(losses(config.run.folder), default=0) < kill_after:
+        while max(losses(config.run.folder), default=0) < END_OF_EPOCHS + REFRESH_STEPS + 1:
             time.sleep(0.02)
         os.kill(own_processes("RayTrainWorker")[0].pid, signal.SIGKILL)
 
@@ -118,14 +117,14 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(
     assert_as_unbroken(folder, unbroken)
 
 
-def test_a_job_killed_and_given_again_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
+def test_a_job_killed_in_an_epoch_and_given_again_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
     command = [sys.executable, "jobs/finetune.py", str(finetune_preset(tmp_path))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     folder = tmp_path / "finetune"
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
     ) as process:
-        while max(losses(folder), default=0) < END_OF_EPOCHS + 1:
+        while max(losses(folder), default=0) < STEPS_PER_EPOCH + 2:
             assert process.poll() is None
             time.sleep(0.01)
         for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
