@@ -23,11 +23,7 @@ from passreid_ray.engines.progress import PhaseLines
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 from passreid_ray.engines.row_blocks import RowBlocks
 from passreid_ray.engines.run_folder import check_writable
-from passreid_ray.engines.scoring import (
-    RetrievalTask,
-    as_metrics,
-    retrieval_task,
-)
+from passreid_ray.engines.scoring import RetrievalTask, as_metrics, retrieval_task
 from passreid_ray.retrieval import RankingResult, rerank
 from passreid_ray.retrieval.candidate_sets import candidate_accuracy, candidate_sets
 from passreid_ray.retrieval.expansion import average_query_expansion, database_augmentation
