@@ -126,7 +126,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(highlight=False, soft_wrap=True)
     rows = open_rows(config.data)
-    eval_rows, eval_notes = config.evaluation.open()
+    eval_rows = config.evaluation.rows()
     order = config.order(len(rows))
     check_model(config)
     check_readable(rows, config.max_bad_share)
@@ -137,8 +137,6 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         f"{len(rows)} images, {config.epochs} epochs of {order.steps_per_epoch} steps of {config.batch_size} images, "
         f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
-    for note in eval_notes:
-        console.print(note)
     loop_config = {
         "config": config,
         "rows": ray.put(rows),
@@ -147,15 +145,8 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         "eval_rows": ray.put(eval_rows),
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
     }
-    fit_and_watch(
-        train_worker,
-        loop_config,
-        config.run,
-        config.workers,
-        console,
-        num_rows=len(rows),
-        max_bad_share=config.max_bad_share,
-    )
+    limits = {"num_rows": len(rows), "max_bad_share": config.max_bad_share}
+    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
     write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
     console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {config.run.folder}")

@@ -52,7 +52,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
     console = console or Console(highlight=False, soft_wrap=True)
     config = with_start(config)
     task = open_task(config)
-    eval_rows, eval_notes = config.evaluation.open()
+    eval_rows = config.evaluation.rows()
     check_shares(config)
     check_neighbours(config, len(task.target))
     model, notes = build_model(config)
@@ -67,7 +67,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
     console.print(f"start: {notes}")
-    for note in [*start_notes(config), *eval_notes]:
+    for note in [*start_notes(config), *(f"evaluation: {note}" for note in config.evaluation.notes())]:
         console.print(note)
     loop_config = {
         "config": config,
@@ -78,15 +78,8 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         "rounds": config.rounds_store,
         "best": config.best_store,
     }
-    fit_and_watch(
-        train_worker,
-        loop_config,
-        config.run,
-        config.workers,
-        console,
-        num_rows=len(task.rows),
-        max_bad_share=config.max_bad_share,
-    )
+    limits = {"num_rows": len(task.rows), "max_bad_share": config.max_bad_share}
+    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
     labels_N = read_labels(config.rounds_store)
     write_labels(config.run.folder / LABELS_FILE, task.rows.image_ids[task.target], labels_N[task.target])
     write_cluster_picture(task.rows.select(task.target), labels_N[task.target], config.run.folder / "clusters.png")
