@@ -1,4 +1,4 @@
-"""Time of ``PartViews`` against the reference's torchvision and PIL calls, fed with the same random decisions.
+"""Time of ``PartViews`` and ``BatchViews`` against the reference's torchvision and PIL calls, on the same decisions.
 
 Run from the repository: ``OMP_NUM_THREADS=1 python -m benchmarks.part_views``
 """
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from passreid_ray.views import PartViews, ViewsConfig
+from passreid_ray.views.batch_views import BatchViews
 from tests.reference.official_views import official_normalize, official_view
 from tests.views.images import noisy_image
 
@@ -60,7 +61,14 @@ def main() -> None:
     reference = milliseconds_per_image(lambda image, rng: official(part_views, image, rng), images)
     print(f"{len(images)} images -> 2 views of 256x128 and 9 of 128x64; CPU ms per image, one thread")
     print(f"torchvision and PIL calls    {reference:6.2f}")
-    for name, function in [("PartViews, normalised", part_views), ("PartViews.pixels", part_views.pixels)]:
+    batch_views = BatchViews(part_views.config)
+    rows: list[tuple[str, Callable]] = [
+        ("PartViews, normalised", part_views),
+        ("PartViews.pixels", part_views.pixels),
+        ("BatchViews.pixels", lambda image, rng: batch_views.pixels([image], [rng])),
+    ]
+    batch_views.pixels(images[:1], [np.random.default_rng(0)])  # compiles
+    for name, function in rows:
         ours = milliseconds_per_image(function, images)
         print(f"{name:28} {ours:6.2f}   {reference / ours:.2f} times as fast")
 

@@ -1,12 +1,15 @@
 """A folder of images with a table of labels."""
 
 import csv
-from pathlib import Path
+import io
 from typing import Literal
 
+import pyarrow as pa
+
 from passreid_ray.config import Section
-from passreid_ray.data.disk import check_present, existing_folder
+from passreid_ray.data.disk import check_present, existing_root
 from passreid_ray.data.rows import Rows, make_rows
+from passreid_ray.data.storage import UserAddress, read_file, reason, shown
 from passreid_ray.data.stores import FileStore
 from passreid_ray.errors import UserError
 
@@ -15,8 +18,9 @@ class LabelsCsvSource(Section):
     """Images listed in a CSV file with the columns image, person_id, camera_id, split; all but image may be absent."""
 
     kind: Literal["labels_csv"] = "labels_csv"
-    root: Path
-    """Folder that holds the table; its column ``image`` is relative to this folder and becomes the image_id."""
+    root: UserAddress
+    """Folder, or address such as s3://bucket/folder, that holds the table; its column ``image`` is relative to it and
+    becomes the image_id."""
     file: str = "labels.csv"
     """Name of the table inside ``root``."""
     split_column: str = "split"
@@ -27,9 +31,9 @@ class LabelsCsvSource(Section):
 
 def read_labels_csv(source: LabelsCsvSource) -> Rows:
     """Rows of the table, after the split filter; an empty cell is an unknown value."""
-    root = existing_folder(source.root, f"{source.file} and images")
-    path = root / source.file
-    columns = _read_columns(path)
+    root = existing_root(source.root, f"{source.file} and images")
+    path = shown(root, source.file)
+    columns = _read_columns(root, source.file)
     has_default_split = source.split_column == LabelsCsvSource.model_fields["split_column"].default
     required = ["image"] if has_default_split and source.splits is None else ["image", source.split_column]
     for name in required:
@@ -41,27 +45,28 @@ def read_labels_csv(source: LabelsCsvSource) -> Rows:
         raise UserError(f"{path}: row {columns['image'].index(None) + 1} names no image")
     images = [str(image) for image in columns["image"]]
     rows = make_rows(
-        FileStore(str(root)),
+        FileStore(root),
         images,
-        where=str(path),
+        where=path,
         person_ids=columns.get("person_id"),
         camera_ids=columns.get("camera_id"),
         splits=columns.get(source.split_column),
     )
     if source.splits is not None:
-        rows = rows.with_split(*source.splits, where=str(path))
-    check_present(root, list(rows.image_ids), str(path))
+        rows = rows.with_split(*source.splits, where=path)
+    check_present(root, list(rows.image_ids), path)
     return rows
 
 
-def _read_columns(path: Path) -> dict[str, list[str | None]]:
+def _read_columns(root: str, name: str) -> dict[str, list[str | None]]:
+    path = shown(root, name)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *records = csv.reader(file) or [[]]
+        text = read_file(root, name).decode("utf-8-sig")
+        header, *records = csv.reader(io.StringIO(text, newline=""))
     except FileNotFoundError:
         raise UserError(f"{path}: no such table of labels") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable CSV file in UTF-8: {error}") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable CSV file in UTF-8: {reason(error)}") from None
     except ValueError:
         raise UserError(f"{path}: empty; expected a header with the column 'image'") from None
     records = [record for record in records if record]

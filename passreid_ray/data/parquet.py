@@ -1,6 +1,5 @@
 """Images packed into Parquet files."""
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,8 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from passreid_ray.config import Section
-from passreid_ray.data.disk import files_below
+from passreid_ray.data.disk import file_or_files_below
+from passreid_ray.data.packed import check_shards, read_manifest
 from passreid_ray.data.rows import SCHEMA, Rows, ordered_rows
+from passreid_ray.data.storage import UserAddress, absolute, locate, reason, shown
 from passreid_ray.data.stores import ParquetStore
 from passreid_ray.errors import UserError
 
@@ -19,8 +20,8 @@ class ParquetSource(Section):
     """Parquet files with one encoded image per row; person, camera and split columns are taken where they exist."""
 
     kind: Literal["parquet"] = "parquet"
-    path: Path
-    """One file, or a folder whose *.parquet files, at any depth, are read as one data set."""
+    path: UserAddress
+    """One file, or a folder whose *.parquet files, at any depth, are read as one data set; s3://bucket/folder too."""
     image_column: str = "image"
     """Column of encoded images: binary, or a struct with a binary field ``bytes``."""
     image_id_column: str = "image_id"
@@ -36,42 +37,45 @@ class ParquetSource(Section):
 
 
 def read_parquet(source: ParquetSource) -> Rows:
-    """Rows of all files; only the label columns are read here, images when they are asked for."""
-    path = source.path.expanduser().resolve()
-    root, files = (path.parent, [path.name]) if path.is_file() else (path, _shards(path))
-    tables = [_read_rows(root / name, position, source) for position, name in enumerate(files)]
+    """Rows of all files; only the label columns are read here, images when they are asked for.
+
+    Raises ``UserError`` for files without the columns, and for packed shards that are not as their manifest says.
+    """
+    where = shown(absolute(source.path))
+    filesystem, base = locate(absolute(source.path))
+    manifest = read_manifest(filesystem, base)
+    if manifest is None:
+        root, files = file_or_files_below(source.path, [".parquet"], "Parquet")
+    else:
+        check_shards(manifest, filesystem, base)
+        root, files = absolute(source.path), [shard.file for shard in manifest.shards]
+    tables = [_read_rows(root, name, position, source) for position, name in enumerate(files)]
     table = pa.concat_tables(tables)
     if not len(table):
-        raise UserError(f"{path}: no row in {len(files)} Parquet files")
-    store = ParquetStore(str(root), tuple(files), source.image_column)
-    rows = ordered_rows(table, (store,), where=str(path))
-    return rows if source.splits is None else rows.with_split(*source.splits, where=str(path))
+        raise UserError(f"{where}: no row in {len(files)} Parquet files")
+    fingerprint = None if manifest is None else manifest.fingerprint
+    store = ParquetStore(root, tuple(files), source.image_column, fingerprint)
+    rows = ordered_rows(table, (store,), where=where)
+    return rows if source.splits is None else rows.with_split(*source.splits, where=where)
 
 
-def _shards(path: Path) -> list[str]:
-    if not path.is_dir():
-        raise UserError(f"{path}: no such Parquet file or folder")
-    files = files_below(path, [".parquet"])
-    if not files:
-        raise UserError(f"{path}: no *.parquet file at any depth")
-    return files
-
-
-def _read_rows(path: Path, position: int, source: ParquetSource) -> pa.Table:
+def _read_rows(root: str, name: str, position: int, source: ParquetSource) -> pa.Table:
     column_of = {
         "image_id": source.image_id_column,
         "person_id": source.person_id_column,
         "camera_id": source.camera_id_column,
         "split": source.split_column,
     }
+    filesystem, base = locate(root)
+    path = shown(root, name)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(f"{base}/{name}", filesystem=filesystem) as file:
             _check_columns(path, file.schema_arrow, source)
             known = [column for column in column_of.values() if column in file.schema_arrow.names]
             labels = file.read(columns=known)
             group_sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+        raise UserError(f"{path}: not a readable Parquet file: {reason(error)}") from None
     columns: dict[str, object] = {
         name: pc.cast(labels[column], pa.string()) if column in known else pa.nulls(len(labels), pa.string())
         for name, column in column_of.items()
@@ -83,7 +87,7 @@ def _read_rows(path: Path, position: int, source: ParquetSource) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _check_columns(path: Path, schema: pa.Schema, source: ParquetSource) -> None:
+def _check_columns(path: str, schema: pa.Schema, source: ParquetSource) -> None:
     for name in (source.image_column, source.image_id_column):
         if name not in schema.names:
             raise UserError(f"{path}: no column {name!r}; columns found: {', '.join(schema.names)}")

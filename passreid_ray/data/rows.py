@@ -5,12 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from passreid_ray.data.stores import ImageStore
+from passreid_ray.data.decode import BadImage, decode_image
+from passreid_ray.data.stores import ImageStore, ParquetStore
 from passreid_ray.errors import UserError
 
 SCHEMA = pa.schema(
@@ -23,6 +25,9 @@ SCHEMA = pa.schema(
         pa.field("locator", pa.string(), nullable=False),
     ]
 )
+
+GROUP_ROWS = 128
+"""Rows of a row group where this project writes it, and of a run of neighbours where there are no row groups."""
 
 JUNK_PERSON_ID = "-1"
 """Boxes that count neither as a match nor as a mistake (Market-1501's convention)."""
@@ -64,13 +69,39 @@ class Rows:
 
     def image_bytes(self, index: int) -> bytes:
         """Encoded image of a row; raises ``BadImage`` when it cannot be read."""
-        store, locator = self._place(index)
-        return store.read(locator)
+        store = self.stores[self.table["store"][index].as_py()]
+        return store.read(self.table["locator"][index].as_py())
 
     def image(self, index: int) -> np.ndarray:
         """Pixels of a row, ``(H, W, 3)`` uint8 RGB; raises ``BadImage``."""
-        store, locator = self._place(index)
-        return store.pixels(locator)
+        return decode_image(self.image_bytes(index))
+
+    def read_many(self, indices: Sequence[int] | np.ndarray) -> list[bytes | BadImage]:
+        """Encoded images of many rows, or why one cannot be read; what lies together is read together."""
+        places = self.table.select(["store", "locator"]).take(pa.array(indices))
+        locators, stores_N = places["locator"].to_numpy(), places["store"].to_numpy()
+        images: list[bytes | BadImage] = [b""] * len(locators)
+        for store in np.unique(stores_N):
+            own = np.flatnonzero(stores_N == store)
+            for place, image in zip(own, self.stores[store].read_many(locators[own].tolist()), strict=True):
+                images[place] = image
+        return images
+
+    @property
+    def reads_in_groups(self) -> bool:
+        """Whether reading one image reads its neighbours too, so that they are best read together."""
+        return any(isinstance(store, ParquetStore) for store in self.stores)
+
+    @cached_property
+    def group_starts(self) -> np.ndarray:
+        """First row of every run of rows that lie together: in Parquet files a row group, else ``GROUP_ROWS`` rows."""
+        if not self.reads_in_groups:
+            return np.arange(0, len(self), GROUP_ROWS)
+        row_number = pc.ReplaceSubstringOptions(r":\d+$", "")
+        groups = pc.call_function("replace_substring_regex", [self.table["locator"]], row_number).to_numpy()
+        stores_N = self.table["store"].to_numpy()
+        begins = (groups[1:] != groups[:-1]) | (stores_N[1:] != stores_N[:-1])
+        return np.concatenate([[0], 1 + np.flatnonzero(begins)])
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Rows":
         """The rows at ``indices``, in their order; ``indices`` may be a boolean mask."""
@@ -93,15 +124,23 @@ class Rows:
     def fingerprint(self) -> str:
         """Short hex digest of all rows and of what decides their pixels; the same wherever the files lie."""
         digest = hashlib.sha256(json.dumps([store.identity() for store in self.stores]).encode())
-        for name in SCHEMA.names:
-            digest.update(json.dumps(self.table[name].to_pylist()).encode())
+        for column in self.table.select(SCHEMA.names).columns:
+            _hash_column(digest, column)
         return digest.hexdigest()[:16]
 
     def _column(self, name: str) -> np.ndarray:
         return self.table[name].to_numpy()
 
-    def _place(self, index: int) -> tuple[ImageStore, str]:
-        return self.stores[self.table["store"][index].as_py()], self.table["locator"][index].as_py()
+
+def _hash_column(digest: Any, column: pa.ChunkedArray) -> None:
+    """Add all values of a column, and where each ends; how they are chunked or sliced makes no difference."""
+    if pa.types.is_integer(column.type):
+        digest.update(column.to_numpy().tobytes())
+        return
+    digest.update(pc.fill_null(pc.call_function("binary_length", [column]), -1).to_numpy().tobytes())
+    for chunk in pc.fill_null(column, "").chunks:
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
+        digest.update(memoryview(chunk.buffers()[2] or b"")[offsets[0] : offsets[-1]])
 
 
 def make_rows(

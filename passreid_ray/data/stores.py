@@ -1,15 +1,30 @@
 """Where pixels lie: a store answers a row's locator with an image."""
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from passreid_ray.data.decode import BadImage, decode_image
+from passreid_ray.data.decode import BadImage
+from passreid_ray.data.storage import is_remote, locate, read_file, reason, shown
+from passreid_ray.errors import UserError
+
+BUCKET_THREADS = 16
+"""Requests that one ``read_many`` has under way in a bucket: nearly all of an image's time there is waiting."""
+
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+CHECKSUM_FAILED = "CRC checksum"
+"""In Arrow's message about a page whose bytes are not those that were written."""
 
 
 class ImageStore(Protocol):
@@ -19,8 +34,8 @@ class ImageStore(Protocol):
         """Encoded image; raises ``BadImage`` when it cannot be read."""
         ...
 
-    def pixels(self, locator: str) -> np.ndarray:
-        """Decoded image, ``(H, W, 3)`` uint8 RGB; raises ``BadImage``."""
+    def read_many(self, locators: Sequence[str]) -> list[bytes | BadImage]:
+        """Encoded images in the order of ``locators``, read in the order that is cheapest; a failure is an entry."""
         ...
 
     def identity(self) -> str:
@@ -28,20 +43,56 @@ class ImageStore(Protocol):
         ...
 
 
+def read_each(
+    read: Callable[[str], bytes],
+    locators: Sequence[str],
+    *,
+    place: Callable[[str], Any] | None = None,
+    threads: int = 1,
+) -> list[bytes | BadImage]:
+    """``read_many`` for a store that reads one by one: in the order of ``place``, by so many threads."""
+    visits = list(range(len(locators)))
+    if place is not None:
+        visits.sort(key=lambda index: place(locators[index]))
+
+    def visit(index: int) -> bytes | BadImage:
+        try:
+            return read(locators[index])
+        except BadImage as error:
+            return error
+
+    images: list[bytes | BadImage] = [b""] * len(visits)
+    for index, image in zip(visits, _answers(visit, visits, threads), strict=True):
+        images[index] = image
+    return images
+
+
+def _answers(ask: Callable[[Question], Answer], questions: Sequence[Question], threads: int) -> list[Answer]:
+    if threads == 1 or len(questions) < 2:
+        return [ask(question) for question in questions]
+    with ThreadPoolExecutor(min(threads, len(questions))) as pool:
+        return list(pool.map(ask, questions))
+
+
+def threads_for(root: str) -> int:
+    """Threads that reading below ``root`` is worth."""
+    return BUCKET_THREADS if is_remote(root) else 1
+
+
 @dataclass(frozen=True)
 class FileStore:
-    """Image files; a locator is a path relative to ``root``."""
+    """Image files; a locator is a path relative to ``root``, a folder or a bucket's address."""
 
     root: str
 
     def read(self, locator: str) -> bytes:
         try:
-            return Path(self.root, locator).read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error}") from error
+            return read_file(self.root, locator) if is_remote(self.root) else Path(self.root, locator).read_bytes()
+        except (OSError, pa.ArrowException) as error:
+            raise BadImage(f"cannot be read: {reason(error)}") from error
 
-    def pixels(self, locator: str) -> np.ndarray:
-        return decode_image(self.read(locator))
+    def read_many(self, locators: Sequence[str]) -> list[bytes | BadImage]:
+        return read_each(self.read, locators, threads=threads_for(self.root))
 
     def identity(self) -> str:
         return "files"
@@ -57,25 +108,64 @@ class ParquetStore:
     root: str
     files: tuple[str, ...]
     column: str
+    packed_fingerprint: str | None = None
+    """Of the content, where the files are shards with a manifest: they may not change."""
 
     def read(self, locator: str) -> bytes:
-        file, row_group, row = map(int, locator.split(":"))
-        path = Path(self.root, self.files[file])
-        try:
-            cell = _row_group_images(str(path), self.column, row_group)[row].as_py()
-        except (OSError, pa.ArrowException) as error:
-            raise BadImage(f"cannot be read: {path}: {error}") from error
-        return (cell["bytes"] if isinstance(cell, dict) else cell) or b""
+        image = self.read_many([locator])[0]
+        if isinstance(image, BadImage):
+            raise image
+        return image
 
-    def pixels(self, locator: str) -> np.ndarray:
-        return decode_image(self.read(locator))
+    def read_many(self, locators: Sequence[str]) -> list[bytes | BadImage]:
+        """Each row group is read once. Raises ``UserError`` where a packed one is not what was written."""
+        places_of: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        rows = []
+        for place, locator in enumerate(locators):
+            file, row_group, row = map(int, locator.split(":"))
+            places_of[file, row_group].append(place)
+            rows.append(row)
+
+        def take(group: tuple[int, int]) -> Sequence[bytes | BadImage]:
+            return self._take(*group, [rows[place] for place in places_of[group]])
+
+        groups = sorted(places_of)
+        images: list[bytes | BadImage] = [b""] * len(locators)
+        for group, found in zip(groups, _answers(take, groups, threads_for(self.root)), strict=True):
+            for place, image in zip(places_of[group], found, strict=True):
+                images[place] = image
+        return images
 
     def identity(self) -> str:
-        return "\n".join(("parquet", self.column, *self.files))
+        return self.packed_fingerprint or "\n".join(("parquet", self.column, *self.files))
+
+    def _take(self, file: int, row_group: int, rows: list[int]) -> Sequence[bytes | BadImage]:
+        name = self.files[file]
+        try:
+            cells = _row_group_images(self.root, name, self.column, row_group).take(pa.array(rows)).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            if self.packed_fingerprint is not None and CHECKSUM_FAILED in str(error):
+                raise UserError(
+                    f"{shown(self.root, name)}: row group {row_group} was edited or damaged since it was packed (its "
+                    "checksum is another); delete this shard and pack again, the others are kept"
+                ) from None
+            return [BadImage(f"cannot be read: {shown(self.root, name)}: {reason(error)}")] * len(rows)
+        return [cell or b"" for cell in cells]
 
 
 @lru_cache(maxsize=4)
-def _row_group_images(path: str, column: str, row_group: int) -> pa.ChunkedArray:
-    with pq.ParquetFile(path) as file:
+def _row_group_images(root: str, name: str, column: str, row_group: int) -> pa.ChunkedArray:
+    filesystem, base = locate(root)
+    path, footer = f"{base}/{name}", _footer(root, name)
+    options = {"pre_buffer": is_remote(root), "page_checksum_verification": True}
+    with pq.ParquetFile(path, metadata=footer, filesystem=filesystem, **options) as file:
         is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
-        return file.read_row_group(row_group, columns=[f"{column}.bytes" if is_struct else column]).column(0)
+        images = file.read_row_group(row_group, columns=[f"{column}.bytes" if is_struct else column]).column(0)
+    return images.flatten()[0] if is_struct else images
+
+
+@lru_cache(maxsize=64)
+def _footer(root: str, name: str) -> pq.FileMetaData:
+    # With small row groups, parsing the footer takes ten times as long as reading one of them.
+    filesystem, base = locate(root)
+    return pq.read_metadata(f"{base}/{name}", filesystem=filesystem)

@@ -4,7 +4,7 @@ Reads from top to bottom in the order it runs: settings, ``run`` (driver), ``tra
 ``passreid_ray.train.pass_step.train_step``. Source: PASS (arXiv:2203.03931).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from rich.console import Console
 
 from passreid_ray.config import Section
 from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
-from passreid_ray.data.order import EpochOrder
-from passreid_ray.data.stream import Stream
+from passreid_ray.data.order import EpochwiseOrder, first_step
+from passreid_ray.data.stream import EncodedStream
+from passreid_ray.data.streamed_order import OrderConfig
 from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
 from passreid_ray.engines.fit import fit_and_watch, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
-from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_share
 from passreid_ray.engines.run_folder import RunConfig, check_same_data, prepare
 from passreid_ray.engines.scoring import LabelledData, measure
 from passreid_ray.engines.summary import print_summary
@@ -40,8 +41,9 @@ from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.precision import Precision
 from passreid_ray.train.state_files import load_state, save_state, tensors_below
+from passreid_ray.train.view_loader import LoaderConfig, ViewBatch, ViewMaker
 from passreid_ray.train.worker import WorkerContext
-from passreid_ray.views import PartViews, PixelStatistics, ViewsConfig, normalize, view_rng
+from passreid_ray.views import PixelStatistics, ViewsConfig, normalize
 from passreid_ray.viz.attention import attention_picture
 
 NUM_PICTURED = 8
@@ -80,6 +82,8 @@ class PretrainConfig(Section):
     """Crops to learn from; labels are not used."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Stop when more than this share of the images cannot be used."""
+    order: OrderConfig = OrderConfig()
+    loader: LoaderConfig = LoaderConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
@@ -89,34 +93,24 @@ class PretrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: WorkersConfig = WorkersConfig()
 
-    def order(self, num_rows: int) -> EpochOrder:
-        """The order of ``num_rows`` rows; raises ``UserError`` when batches cannot be shared out or filled."""
+    def epoch_order(self, rows: Rows) -> EpochwiseOrder:
+        """The order of ``rows``; raises ``UserError`` when batches cannot be shared out or filled."""
         parts = self.workers.num_workers * self.micro_batches
         if self.batch_size % parts:
             raise UserError(
                 f"batch_size: {self.batch_size} images cannot be divided among {self.workers.num_workers} workers in "
                 f"{self.micro_batches} micro-batches; make it a multiple of {parts}"
             )
-        return EpochOrder(num_rows, self.batch_size, self.seed)
+        sharing = {"batch_size": self.batch_size, "seed": self.seed, "num_workers": self.workers.num_workers}
+        return self.order.build(rows.group_starts, len(rows), **sharing)
 
-    def schedule(self, order: EpochOrder) -> PassSchedule:
+    def schedule(self, order: EpochwiseOrder) -> PassSchedule:
         """The schedules of this run."""
         return PassSchedule(self.optimizer, self.teacher, self.batch_size, self.epochs, order.steps_per_epoch)
 
 
 # Settings that decide what the steps so far have done to the weights' shapes and to the order of the data.
-MUST_AGREE = ("seed", "batch_size", "views.", "model.", "head.")
-
-
-@dataclass(frozen=True)
-class MakeViews:
-    """The views of an image, as uint8: normalised only where they are used."""
-
-    config: ViewsConfig
-    seed: int
-
-    def __call__(self, image_HWC: np.ndarray, draw: int, image_id: str) -> dict[str, np.ndarray]:
-        return PartViews(self.config).pixels(image_HWC, view_rng(self.seed, draw, image_id))
+MUST_AGREE = ("seed", "batch_size", "order.", "views.", "model.", "head.")
 
 
 def run(config: PretrainConfig, console: Console | None = None) -> Path:
@@ -126,27 +120,36 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(highlight=False, soft_wrap=True)
     rows = open_rows(config.data)
-    eval_rows = config.evaluation.rows()
-    order = config.order(len(rows))
+    eval_rows, eval_notes = config.evaluation.open()
+    order = config.epoch_order(rows)
     check_model(config)
     check_readable(rows, config.max_bad_share)
     fingerprint = rows.fingerprint()
     prepare(config.run, config, MUST_AGREE, fingerprint)
     connect(config.workers)
     console.print(
-        f"{len(rows)} images, {config.epochs} epochs of {order.steps_per_epoch} steps of {config.batch_size} images, "
-        f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
+        f"{len(rows)} images, {config.epochs} epochs of {float(order.steps_per_epoch):.10g} steps of "
+        f"{config.batch_size} images, {config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
+    for note in eval_notes:
+        console.print(note)
     loop_config = {
         "config": config,
         "rows": ray.put(rows),
-        "num_rows": len(rows),
+        "order": order,
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
     }
-    limits = {"num_rows": len(rows), "max_bad_share": config.max_bad_share}
-    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
+    fit_and_watch(
+        train_worker,
+        loop_config,
+        config.run,
+        config.workers,
+        console,
+        num_rows=len(rows),
+        max_bad_share=config.max_bad_share,
+    )
     write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
     console.print(f"checkpoints, metrics.jsonl, attention.png and TensorBoard events are in {config.run.folder}")
@@ -165,7 +168,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     config: PretrainConfig = loop_config["config"]
     threads = config.workers.threads_per_worker()
     worker = WorkerContext.from_ray(loop_config["board"], loop_config["checkpoints"], threads)
-    order = config.order(loop_config["num_rows"])
+    order: EpochwiseOrder = loop_config["order"]
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
     worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
@@ -176,31 +179,34 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         worker.post("start", step=state.step, end_step=schedule.steps)
     if state.step == 0:
         evaluate()
-    stream = Stream(loop_config["rows"], order, MakeViews(config.views, config.seed), worker.rank, worker.world_size)
-    batches = stream.batches(state.step, schedule.steps, num_cpus=data_cpus(worker.world_size))
+    stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
+    maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)
+    encoded = stream.batches(state.step, schedule.steps, data_share(worker.world_size))
+    batches = maker.batches(encoded, config.loader.threads)
     meter = Meter(worker, config.batch_size)
     while state.step < schedule.steps:
         with meter.waiting():
             batch = next(batches)
-        worker.post_bad(batch["bad"])
+        worker.post_bad(batch.bad)
         rates = schedule.at(state.step)
         is_last = state.step + 1 == schedule.steps
         is_logged = is_last or (state.step + 1) % config.log_every_steps == 0
-        metrics = train_step(state, to_views(batch, config.views, worker.device), rates, settings, diagnose=is_logged)
+        metrics = train_step(state, to_views(batch, config.views), rates, settings, diagnose=is_logged)
         meter.count_step(metrics["loss"])
         if is_logged:
             log_step(state, metrics, rates, meter, config, worker)
         if state.refused_in_a_row >= config.max_refused_in_a_row:
             worker.report(state.step, save, config.run.keep)
             raise UserError(refusal(state.step, state.refused_in_a_row, config.run.folder))
-        epoch, position = divmod(state.step, order.steps_per_epoch)
-        if position == 0 and (is_last or epoch % config.evaluation.every_epochs == 0):
+        epoch = state.step // order.steps_per_epoch
+        is_epoch_end = first_step(epoch, order.steps_per_epoch) == state.step
+        if is_last or (is_epoch_end and epoch % config.evaluation.every_epochs == 0):
             evaluate()
         if is_last or config.run.is_checkpoint_due(state.step, order.steps_per_epoch):
             worker.report(state.step, save, config.run.keep)
 
 
-def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
+def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
     """The state before the first step, the same on every worker, and the settings of all steps."""
     torch.manual_seed(config.seed)
     size_px, num_parts = config.views.global_size_px, config.views.num_parts
@@ -228,10 +234,9 @@ def build_state(config: PretrainConfig, order: EpochOrder, worker: WorkerContext
     return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
 
 
-def to_views(batch: dict[str, np.ndarray], config: ViewsConfig, device: torch.device) -> Views:
-    """Streamed uint8 views as normalised tensors on ``device``."""
-    views = (torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in ("global_views", "local_views"))
-    return Views(*(normalize(pixels, config) for pixels in views))
+def to_views(batch: ViewBatch, config: ViewsConfig) -> Views:
+    """The uint8 views, normalised."""
+    return Views(normalize(batch.global_BGCHW, config), normalize(batch.local_BPLCHW, config))
 
 
 def log_step(

@@ -13,6 +13,7 @@ from ray.data import DataContext
 from ray.train import ScalingConfig
 
 from passreid_ray.config import Section
+from passreid_ray.data.execution import DataShare
 from passreid_ray.errors import UserError
 
 DASHBOARD_HOST = "127.0.0.1"
@@ -26,6 +27,8 @@ CHATTY = (
 """Loggers that warn about what is meant to be so."""
 PROBE_SECONDS = 10.0
 OBJECT_STORE_SHARE = 0.1
+DATA_OBJECT_STORE_SHARE = 0.5
+"""Share of the object store for all streams of data together."""
 OBJECT_STORE_LIMITS_BYTES = (256 * 2**20, 8 * 2**30)
 
 
@@ -88,9 +91,11 @@ def connect(workers: WorkersConfig, object_store_bytes: int = 0) -> None:
     context.print_on_execution_start = False
 
 
-def data_cpus(num_workers: int) -> float:
-    """Logical CPUs that the data stream of each of ``num_workers`` training workers may use."""
-    return max(1.0, (ray.cluster_resources().get("CPU", 1.0) - num_workers) / num_workers)
+def data_share(num_workers: int) -> DataShare:
+    """What the data stream of each of ``num_workers`` training workers may use of the cluster."""
+    resources = ray.cluster_resources()
+    object_store_bytes = DATA_OBJECT_STORE_SHARE * resources.get("object_store_memory", 0) / num_workers
+    return DataShare(max(1.0, (resources.get("CPU", 1.0) - num_workers) / num_workers), int(object_store_bytes) or None)
 
 
 def _join(address: str) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run: where its files go, and whether a command may continue what is there."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import pyarrow.fs as pafs
 from pydantic import AfterValidator, Field
 
 from passreid_ray.config import Section, UserPath, to_toml
+from passreid_ray.data.order import first_step
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 
@@ -49,10 +51,10 @@ class RunConfig(Section):
             return self.storage
         return str(Path(self.storage or self.output).expanduser().resolve())
 
-    def is_checkpoint_due(self, step: int, steps_per_epoch: int) -> bool:
+    def is_checkpoint_due(self, step: int, steps_per_epoch: Fraction | int) -> bool:
         """Whether a checkpoint is saved after ``step`` steps."""
-        epoch, position = divmod(step, steps_per_epoch)
-        at_epoch = position == 0 and epoch % self.checkpoint_every_epochs == 0
+        epoch = step // steps_per_epoch
+        at_epoch = first_step(epoch, steps_per_epoch) == step and epoch % self.checkpoint_every_epochs == 0
         return at_epoch or (self.checkpoint_every_steps is not None and step % self.checkpoint_every_steps == 0)
 
     @property

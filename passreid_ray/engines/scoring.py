@@ -42,16 +42,14 @@ class LabelledData(Section):
     """Labelled rows with a query and a gallery split; none: no evaluation."""
     retrieval: RetrievalConfig = RetrievalConfig()
 
-    def rows(self) -> Rows | None:
-        """The labelled rows, if any."""
-        return None if self.data is None else labelled_rows(open_rows(self.data), self.retrieval, "evaluation.data")
-
-    def notes(self) -> list[str]:
-        """What a reader of the figures should know of the data; nothing without data."""
+    def open(self) -> tuple[Rows | None, list[str]]:
+        """The labelled rows, if any, and what a reader of their figures should know of them."""
         if self.data is None:
-            return []
-        rows = open_rows(self.data)
-        return [*protocol_notes(rows, self.retrieval), *check_known_set(rows, self.data.kind)]
+            return None, []
+        every = open_rows(self.data)
+        rows = labelled_rows(every, self.retrieval, "evaluation.data")
+        notes = [*protocol_notes(every, self.retrieval), *check_known_set(every, self.data.kind)]
+        return rows, [f"evaluation: {note}" for note in notes]
 
 
 @dataclass(frozen=True)

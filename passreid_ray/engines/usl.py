@@ -21,14 +21,14 @@ from torch.amp.grad_scaler import GradScaler
 from passreid_ray.data import JUNK_PERSON_ID, Rows, open_rows
 from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
-from passreid_ray.data.stream import Stream
+from passreid_ray.data.stream import Stream, bad_images
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
 from passreid_ray.engines.embedding import ImageInput
 from passreid_ray.engines.fit import fit_and_watch
 from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.pseudo_labels import LABELS_FILE, health_line, write_labels
-from passreid_ray.engines.ray_cluster import connect, data_cpus
+from passreid_ray.engines.ray_cluster import connect, data_share
 from passreid_ray.engines.run_folder import prepare
 from passreid_ray.engines.scoring import measure
 from passreid_ray.engines.summary import print_summary
@@ -52,7 +52,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
     console = console or Console(highlight=False, soft_wrap=True)
     config = with_start(config)
     task = open_task(config)
-    eval_rows = config.evaluation.rows()
+    eval_rows, eval_notes = config.evaluation.open()
     check_shares(config)
     check_neighbours(config, len(task.target))
     model, notes = build_model(config)
@@ -67,7 +67,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
     )
     console.print(f"start: {notes}")
-    for note in [*start_notes(config), *(f"evaluation: {note}" for note in config.evaluation.notes())]:
+    for note in [*start_notes(config), *eval_notes]:
         console.print(note)
     loop_config = {
         "config": config,
@@ -78,8 +78,15 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         "rounds": config.rounds_store,
         "best": config.best_store,
     }
-    limits = {"num_rows": len(task.rows), "max_bad_share": config.max_bad_share}
-    fit_and_watch(train_worker, loop_config, config.run, config.workers, console, **limits)
+    fit_and_watch(
+        train_worker,
+        loop_config,
+        config.run,
+        config.workers,
+        console,
+        num_rows=len(task.rows),
+        max_bad_share=config.max_bad_share,
+    )
     labels_N = read_labels(config.rounds_store)
     write_labels(config.run.folder / LABELS_FILE, task.rows.image_ids[task.target], labels_N[task.target])
     write_cluster_picture(task.rows.select(task.target), labels_N[task.target], config.run.folder / "clusters.png")
@@ -173,11 +180,11 @@ def train_round(
     end = (state.round + 1) * config.steps_per_round
     settings = USLStepSettings(config.precision, config.refine.loss_weight, config.seed)
     lr = config.optimizer.lr_at(state.round)
-    batches = stream.batches(state.step, end, num_cpus=data_cpus(worker.world_size))
+    batches = stream.batches(state.step, end, data_share(worker.world_size))
     while state.step < end:
         with meter.waiting():
             batch = next(batches)
-        worker.post_bad(batch["bad"])
+        worker.post_bad(bad_images(batch))
         images_BCHW = normalize(torch.from_numpy(batch["image"].copy()).to(worker.device), config.views)
         labels_B = torch.from_numpy(labels.labels_N[batch["row"]]).to(worker.device)
         metrics = usl_step(state, images_BCHW, labels_B, lr, settings)

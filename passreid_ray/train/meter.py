@@ -1,4 +1,4 @@
-"""What a training worker measures between two records: speed, waiting, memory, mean loss."""
+"""What a training worker measures between two records: speed, waiting for data, memory, mean loss."""
 
 import contextlib
 import time
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from passreid_ray.data.execution import Watch
 from passreid_ray.train.worker import WorkerContext
 
 
@@ -39,6 +40,7 @@ class Meter:
             "images_per_second": len(losses) * self._batch_size / seconds,
             "data_wait_share": self._wait_seconds / seconds,
             "peak_memory_bytes": float(self._worker.peak_memory_bytes()),
+            "data_object_store_bytes": float(Watch.peak_bytes),
         }
         self._restart()
         return metrics
@@ -46,4 +48,5 @@ class Meter:
     def _restart(self) -> None:
         self._start = time.perf_counter()
         self._wait_seconds = 0.0
+        Watch.peak_bytes = 0
         self._losses: list[Tensor] = []

@@ -1,6 +1,7 @@
 """What changes from step to step of PASS pre-training, as a function of the step."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.optimizer import OptimizerConfig
@@ -28,12 +29,12 @@ class PassSchedule:
     teacher: TeacherConfig
     batch_size: int
     epochs: int
-    steps_per_epoch: int
+    steps_per_epoch: Fraction | int
 
     @property
     def steps(self) -> int:
         """Length of the run."""
-        return self.epochs * self.steps_per_epoch
+        return int(self.epochs * self.steps_per_epoch)
 
     def at(self, step: int) -> PassRates:
         """The values of ``step``."""

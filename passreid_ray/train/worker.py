@@ -1,6 +1,5 @@
 """What the training function asks of Ray Train: rank, device, the last checkpoint, a way to report."""
 
-import json
 import resource
 import time
 from collections.abc import Callable
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import torch
@@ -17,6 +15,7 @@ from ray.train.torch import get_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from passreid_ray.data.substitutes import BadImages
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 
@@ -83,9 +82,8 @@ class WorkerContext:
         """Tell the driver something, without waiting for it."""
         self.board.post.remote({"kind": kind, "rank": self.rank, **record})
 
-    def post_bad(self, bad: np.ndarray) -> None:
-        """Tell the driver which images could not be used; ``bad`` is that entry of a batch of ``data.stream``."""
-        images = [(image_id, reason) for entry in bad if entry for image_id, reason in json.loads(entry)]
+    def post_bad(self, images: BadImages) -> None:
+        """Tell the driver which images could not be used."""
         if images:
             self.post("bad", images=images)
 

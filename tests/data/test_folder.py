@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from passreid_ray.data.decode import BadImage
 from passreid_ray.data.folder import FolderSource, read_folder
 from passreid_ray.errors import UserError
 from tests.data.pictures import write_images
@@ -45,3 +46,11 @@ def test_a_missing_root_and_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="found a file there"):
         read_folder(FolderSource(root=tmp_path / "file"))
+
+
+def test_read_many_answers_in_the_order_asked_for_and_a_missing_file_is_an_entry(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    store = read_folder(FolderSource(root=tmp_path)).stores[0]
+    first, gone, last = store.read_many(["b.png", "gone.png", "a.png"])
+    assert (first, last) == ((tmp_path / "b.png").read_bytes(), (tmp_path / "a.png").read_bytes())
+    assert isinstance(gone, BadImage)

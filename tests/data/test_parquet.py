@@ -68,6 +68,35 @@ def test_images_may_be_structs_with_bytes(tmp_path: Path) -> None:
         rows.image(1)
 
 
+def test_read_many_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (0, 1):
+        pq.write_table(_table(list(range(10 * file, 10 * file + 10))), tmp_path / f"{file}.parquet", row_group_size=2)
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    locators = rows.table["locator"].to_pylist()
+    groups_read: list[int] = []
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, i: int, **options: object) -> pa.Table:
+        groups_read.append(i)
+        return read_row_group(self, i, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    order = [int(number) for number in np.random.default_rng(0).permutation(20)] + [3, 3]
+    expected: list[bytes | BadImage] = [_image(number) for number in order]
+    assert rows.stores[0].read_many([locators[index] for index in order]) == expected
+    assert groups_read == [0, 1, 2, 3, 4] * 2
+
+
+def test_a_file_that_went_away_is_an_entry_for_each_of_its_rows(tmp_path: Path) -> None:
+    for file in (0, 1):
+        pq.write_table(_table([2 * file, 2 * file + 1]), tmp_path / f"{file}.parquet")
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    (tmp_path / "0.parquet").unlink()
+    images = rows.stores[0].read_many(rows.table["locator"].to_pylist())
+    assert [isinstance(image, BadImage) for image in images] == [True, True, False, False]
+    assert images[2:] == [_image(2), _image(3)]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -97,8 +126,9 @@ def test_no_files_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_breaks_later_is_a_bad_image(tmp_path: Path) -> None:
-    pq.write_table(_table(list(range(8))), tmp_path / "a.parquet")
+    pq.write_table(_table(list(range(8))), tmp_path / "a.parquet", row_group_size=2)
     rows = read_parquet(ParquetSource(path=tmp_path))
+    assert rows.image(0).shape == (16, 12, 3)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(BadImage, match="cannot be read"):
-        rows.image(0)
+        rows.image(7)

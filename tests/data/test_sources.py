@@ -1,5 +1,8 @@
+import tarfile
+import zipfile
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from passreid_ray.config import Section, load_config, to_toml
@@ -23,6 +26,14 @@ def test_each_kind_is_opened_from_settings(tmp_path: Path) -> None:
     assert _open("data.kind=folder", f"data.root={tmp_path}") == market
     assert _open("data.kind=labels_csv", f"data.root={tmp_path}") == market
     assert _open("data.kind=market1501", f"data.root={tmp_path}", 'data.splits=["train"]') == market
+    with tarfile.open(tmp_path / "a.tar", "w") as tar, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        tar.add(tmp_path / market[0], market[0])
+        archive.write(tmp_path / market[0], market[0])
+    with lmdb.open(str(tmp_path / "lmdb")) as environment, environment.begin(write=True) as transaction:
+        transaction.put(market[0].encode(), (tmp_path / market[0]).read_bytes())
+    assert _open("data.kind=tar", f"data.path={tmp_path}/a.tar") == market
+    assert _open("data.kind=zip", f"data.path={tmp_path}/a.zip") == market
+    assert _open("data.kind=lmdb", f"data.path={tmp_path}/lmdb") == market
     assert len(_open("data.num_people=4", "data.images_per_person=5")) == 20
 
 
@@ -40,9 +51,23 @@ def test_settings_of_a_source_survive_being_written_out(tmp_path: Path) -> None:
     assert load_config(_Job, [str(tmp_path / "job.toml")]) == job
 
 
+@pytest.mark.parametrize("kind", ["folder", "labels_csv", "lmdb", "parquet", "tar", "zip"])
+def test_an_address_and_a_home_folder_survive_being_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    key = "root" if kind in ("folder", "labels_csv") else "path"
+    address = "s3://bucket/x?region=us-east-1"
+    for typed, meant in ((address, address), ("~/x", "/home/someone/x")):
+        job = load_config(_Job, [f"data.kind={kind}", f"data.{key}={typed}"])
+        assert str(getattr(job.data, key)) == meant
+        (tmp_path / "job.toml").write_text(to_toml(job))
+        assert load_config(_Job, [str(tmp_path / "job.toml")]) == job
+
+
 def test_an_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'lmdb'.*'folder', 'labels_csv', 'market1501'"):
-        _open("data.kind=lmdb", "data.root=x")
+    with pytest.raises(UserError, match=r"'hdf5'.*'folder', 'labels_csv', 'lmdb', 'market1501'"):
+        _open("data.kind=hdf5", "data.root=x")
 
 
 def test_nothing_to_join_is_refused() -> None:

@@ -1,15 +1,21 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from passreid_ray.data import stream as stream_module
+from passreid_ray.data.execution import DataShare
 from passreid_ray.data.folder import FolderSource, read_folder
 from passreid_ray.data.order import EpochOrder
+from passreid_ray.data.parquet import ParquetSource, read_parquet
 from passreid_ray.data.rows import Rows
-from passreid_ray.data.stream import Stream, read_batch
+from passreid_ray.data.stream import EncodedStream, Stream, read_batch
+from passreid_ray.data.streamed_order import RowGroups, StreamedOrder
 from passreid_ray.errors import UserError
 from tests.data.pictures import write_images
 
@@ -34,7 +40,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 def streamed(rows: Rows, start: int, end: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
     stream = Stream(ray.put(rows), ORDER, mark, rank, world_size)
-    return list(stream.batches(start, end, num_cpus=2))
+    return list(stream.batches(start, end, DataShare(cpus=2)))
 
 
 def assert_equal(got: list[Batch], expected: list[Batch]) -> None:
@@ -80,7 +86,7 @@ def test_a_stream_opened_at_a_step_goes_on_exactly(rows: Rows, alone: list[Batch
 def test_a_run_longer_than_one_execution_has_no_seam(
     rows: Rows, alone: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "STEPS_PER_EXECUTION", 2)
+    monkeypatch.setattr(stream_module, "TASKS_PER_EXECUTION", 2)
     assert_equal(streamed(rows, 0, 5), alone)
 
 
@@ -109,3 +115,47 @@ def test_when_nothing_can_be_read_the_first_image_is_named(tmp_path: Path) -> No
         (root / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"data: 2 images in a row cannot be used, the first: [ab]\.png: empty"):
         read_batch(rows, EpochOrder(2, 1, 0), 0, mark)
+
+
+@pytest.fixture(scope="module")
+def packed(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """The same images in row groups of four."""
+    path = tmp_path_factory.mktemp("packed") / "images.parquet"
+    columns = {"image_id": rows.image_ids, "image": [rows.image_bytes(index) for index in range(len(rows))]}
+    pq.write_table(pa.table(columns), path, row_group_size=4)
+    return read_parquet(ParquetSource(path=str(path)))
+
+
+def encoded(rows: Rows, start: int, end: int, rank: int = 0, world_size: int = 1) -> list[pa.Table]:
+    order = StreamedOrder(RowGroups(rows.group_starts, len(rows)), 6, 3, num_streams=3, window_rows=4)
+    return list(EncodedStream(ray.put(rows), order, rank, world_size).batches(start, end, DataShare(cpus=2)))
+
+
+def joined(shares: list[list[pa.Table]]) -> list[dict[str, Any]]:
+    return [pa.concat_tables(step).to_pydict() for step in zip(*shares, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["rows", "packed"])
+def test_encoded_batches_are_those_of_the_order_for_any_number_of_workers_and_from_any_step_on(
+    cluster: None, kind: str, request: pytest.FixtureRequest
+) -> None:
+    rows: Rows = request.getfixturevalue(kind)
+    alone = encoded(rows, 0, 5)
+    order = StreamedOrder(RowGroups(rows.group_starts, len(rows)), 6, 3, num_streams=3, window_rows=4)
+    for step, batch in enumerate(alone):
+        draws, numbers = order.batch(step)
+        assert batch["row"].to_pylist() == numbers.tolist()
+        assert batch["draw"].to_pylist() == draws.tolist()
+        assert batch["image_id"].to_pylist() == rows.image_ids[numbers].tolist()
+        assert batch["image"].to_pylist() == [rows.image_bytes(number) for number in numbers]
+    assert joined([encoded(rows, 1, 5, rank, 3) for rank in range(3)]) == joined([alone[1:]])
+
+
+def test_an_image_that_cannot_be_read_comes_with_its_reason(cluster: None, tmp_path: Path) -> None:
+    rows = read_folder(FolderSource(root=write_images(tmp_path, ["a.png", "b.png"])))
+    (tmp_path / "b.png").unlink()
+    (batch,) = EncodedStream(ray.put(rows), EpochOrder(2, 2, 0), 0, 1).batches(0, 1, DataShare(cpus=1))
+    images = dict(zip(batch["image_id"].to_pylist(), batch.select(["image", "reason"]).to_pylist(), strict=True))
+    assert images["a.png"] == {"image": (tmp_path / "a.png").read_bytes(), "reason": None}
+    assert images["b.png"]["image"] is None
+    assert "No such file" in images["b.png"]["reason"]

@@ -8,7 +8,7 @@ from passreid_ray.engines.pretrain import PretrainConfig
 
 STEPS_PER_EPOCH = 6
 SETTINGS: dict[str, Any] = {
-    "epochs": 3,
+    "epochs": 6,  # long enough to be killed in the middle on a busy machine
     "batch_size": 8,
     "log_every_steps": 1,
     "data": {"kind": "synthetic", "num_people": 8, "images_per_person": 12, "splits": ["train"]},

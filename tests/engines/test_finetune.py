@@ -1,19 +1,11 @@
 """Real supervised tuning runs on a real local cluster."""
 
-import contextlib
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -22,7 +14,9 @@ from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, finetune
 from passreid_ray.engines.evaluate_config import EvaluateConfig
 from passreid_ray.engines.finetune_config import FinetuneConfig
-from passreid_ray.engines.tuning_config import with_start
+from passreid_ray.engines.finetune_worker import MakeUndistortedView, build_losses
+from passreid_ray.engines.labelled_task import open_labelled_task
+from passreid_ray.engines.tuning_config import build_model, with_start
 from passreid_ray.errors import UserError
 from passreid_ray.models import official_supervised_state_dict
 from passreid_ray.train.run_log import read_jsonl
@@ -36,14 +30,9 @@ from tests.engines.finetune_micro import (
     finetune_config,
     finetune_preset,
 )
-from tests.processes import own_processes
+from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
 
-ROOT = Path(__file__).parents[2]
 END_OF_EPOCHS = EPOCHS * STEPS_PER_EPOCH
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
 
 
 def assert_as_unbroken(folder: Path, unbroken: Path) -> None:
@@ -104,34 +93,18 @@ def test_a_worker_killed_between_minings_is_restarted_and_the_run_ends_as_if_unb
     unbroken: Path, tmp_path: Path
 ) -> None:
     config = finetune_config(tmp_path)
-
-    def kill() -> None:
-        while max(losses(config.run.folder), default=0) < END_OF_EPOCHS + REFRESH_STEPS + 1:
-            time.sleep(0.02)
-        os.kill(own_processes("RayTrainWorker")[0].pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    killer = kill_a_worker_at(END_OF_EPOCHS + REFRESH_STEPS + 1, config.run.folder)
     folder = finetune.run(config)
     assert not killer.is_alive()
     assert_as_unbroken(folder, unbroken)
 
 
 def test_a_job_killed_in_an_epoch_and_given_again_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/finetune.py", str(finetune_preset(tmp_path))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     folder = tmp_path / "finetune"
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    ) as process:
-        while max(losses(folder), default=0) < STEPS_PER_EPOCH + 2:
-            assert process.poll() is None
-            time.sleep(0.01)
-        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-            with contextlib.suppress(ProcessLookupError):  # ended with one that was killed before it
-                os.kill(victim.pid, signal.SIGKILL)
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert re.search(rf"continuing after step \d+ of {LAST_STEP}", again.stdout)
+    printed = killed_and_given_again(
+        "finetune.py", finetune_preset(tmp_path), lambda: max(losses(folder), default=0) >= STEPS_PER_EPOCH + 2
+    )
+    assert re.search(rf"continuing after step \d+ of {LAST_STEP}", printed)
     assert_as_unbroken(folder, unbroken)
 
 
@@ -142,16 +115,16 @@ def test_a_tuned_checkpoint_of_other_people_starts_a_run_without_its_classifier(
     finetune.run(finetune_config(tmp_path, **known, data=more), console)
     assert "its classifier of 6 people is left out, the data has 8" in console.export_text(clear=False)
     config = with_start(finetune_config(tmp_path, **known))
-    task = finetune.open_labelled_task(config.data)
-    model, _ = finetune.build_model(config)
-    losses_, notes = finetune.build_losses(config, task, model)
+    task = open_labelled_task(config.data)
+    model, _ = build_model(config)
+    losses_, notes = build_losses(config, task, model)
     tensors, _ = load_state(find_checkpoint(unbroken))
     assert notes == "; classifier loaded"
     assert torch.equal(losses_.classifiers["identity"], tensors["losses.classifiers.identity"])
     public = tmp_path / "transformer.pth"
     torch.save(official_supervised_state_dict(model, losses_.classifiers["identity"]), public)
     again = finetune_config(tmp_path, **{**known, "start": {"checkpoint": str(public), "necks": "loaded"}})
-    assert finetune.build_losses(with_start(again), task, model)[1] == "; classifier loaded"
+    assert build_losses(with_start(again), task, model)[1] == "; classifier loaded"
 
 
 def test_images_keep_their_shape_when_asked_and_the_checkpoint_says_so(cluster: None, tmp_path: Path) -> None:
@@ -218,7 +191,7 @@ def test_a_run_is_not_continued_as_another_one(changes: dict[str, Any], key: str
 
 def test_the_cut_out_grows_evenly_over_both_stages() -> None:
     config = finetune_config(Path("x"), undistorted={})
-    view = finetune.MakeUndistortedView(config, 16, END_OF_EPOCHS)
+    view = MakeUndistortedView(config, 16, END_OF_EPOCHS)
     per_ranking_step, first = 3 * config.ranking.triplets_per_step, END_OF_EPOCHS * config.batch_size
     draws = [step * config.batch_size for step in range(END_OF_EPOCHS)]
     draws += [first + step * per_ranking_step for step in range(config.ranking.steps)]

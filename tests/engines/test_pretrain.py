@@ -2,18 +2,11 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -24,15 +17,10 @@ from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
+from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
 from tests.engines.micro import SETTINGS, STEPS_PER_EPOCH, micro_config, micro_preset
-from tests.processes import own_processes
 
-ROOT = Path(__file__).parents[2]
 LAST_STEP = SETTINGS["epochs"] * STEPS_PER_EPOCH
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -48,7 +36,9 @@ def unbroken(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_everything_that_is_promised(unbroken: Path) -> None:
     records = read_jsonl(unbroken / "metrics.jsonl")
     assert [record["step"] for record in records if "loss" in record] == list(range(1, LAST_STEP + 1))
-    assert [record["step"] for record in records if "evaluation/mAP" in record] == [0, 2 * STEPS_PER_EPOCH, LAST_STEP]
+    assert [record["step"] for record in records if "evaluation/mAP" in record] == [
+        epoch * STEPS_PER_EPOCH for epoch in (0, 2, 4, 6)
+    ]
     logged = next(record for record in records if "loss" in record)
     for token in ("cls", "part0", "part1", "part2"):
         assert {f"{kind}/{token}" for kind in ("loss", "teacher_entropy", "kl", "feature_std")} <= logged.keys()
@@ -65,7 +55,7 @@ def test_the_resolved_settings_in_the_run_folder_are_those_of_the_run(unbroken: 
 
 def test_only_the_newest_checkpoints_are_kept(unbroken: Path) -> None:
     kept = sorted(folder.name for folder in unbroken.glob("step_*"))
-    assert kept == [f"step_{step:08d}" for step in (2 * STEPS_PER_EPOCH, LAST_STEP)]
+    assert kept == [f"step_{step:08d}" for step in (LAST_STEP - STEPS_PER_EPOCH, LAST_STEP)]
 
 
 def test_a_finished_run_given_again_does_no_more_steps(unbroken: Path) -> None:
@@ -81,20 +71,6 @@ def test_two_workers_give_the_losses_and_weights_of_one(unbroken: Path, tmp_path
     for name, value in got.items():
         if "attn.qkv.bias" not in name:  # its K third has no gradient but rounding, which Adam turns into steps
             np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
-
-
-def kill_a_worker_at(step: int, folder: Path) -> threading.Thread:
-    """Sends SIGKILL to the training worker once ``step`` is logged."""
-
-    def watch() -> None:
-        while max(losses(folder), default=0) < step:
-            time.sleep(0.05)
-        (worker, *_) = own_processes("RayTrainWorker")
-        os.kill(worker.pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
 
 
 def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
@@ -116,21 +92,12 @@ def test_a_relative_output_is_relative_to_where_the_user_stands(
 
 
 def test_a_killed_process_given_again_continues_and_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/pretrain.py", str(micro_preset(tmp_path))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     folder = tmp_path / "pretrain"
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    ) as process:
-        while max(losses(folder), default=0) < STEPS_PER_EPOCH + 2:
-            assert process.poll() is None
-            time.sleep(0.05)
-        descendants = psutil.Process(process.pid).children(recursive=True)
-        for victim in [*descendants, process]:
-            os.kill(victim.pid, signal.SIGKILL)
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    # The kill may come just after the next checkpoint was written.
-    assert re.search(rf"continuing after step ({STEPS_PER_EPOCH}|{2 * STEPS_PER_EPOCH}) of {LAST_STEP}", again.stdout)
+    printed = killed_and_given_again(
+        "pretrain.py", micro_preset(tmp_path), lambda: max(losses(folder), default=0) >= STEPS_PER_EPOCH + 2
+    )
+    # The kill comes a while after the step that it waits for.
+    assert re.search(rf"continuing after step (6|12|18|24|30) of {LAST_STEP}", printed)
     assert losses(folder) == losses(unbroken)
 
 

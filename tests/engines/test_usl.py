@@ -1,18 +1,10 @@
 """Real unsupervised tuning runs on a real local cluster."""
 
-import contextlib
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -26,15 +18,10 @@ from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
+from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
 from tests.engines.usl_micro import PEOPLE, ROUNDS, STEPS_PER_ROUND, usl_config, usl_preset
-from tests.processes import own_processes
 
-ROOT = Path(__file__).parents[2]
 LAST_STEP = ROUNDS * STEPS_PER_ROUND
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
 
 
 def round_labels(folder: Path) -> list[list[int]]:
@@ -97,34 +84,17 @@ def test_two_workers_give_the_labels_and_losses_of_one(unbroken: Path, tmp_path:
 
 def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
     config = usl_config(tmp_path)
-
-    def kill() -> None:
-        while max(losses(config.run.folder), default=0) < STEPS_PER_ROUND + 2:
-            time.sleep(0.02)
-        os.kill(own_processes("RayTrainWorker")[0].pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    killer = kill_a_worker_at(STEPS_PER_ROUND + 2, config.run.folder)
     folder = usl.run(config)
     assert not killer.is_alive()
     assert_as_unbroken(folder, unbroken)
 
 
 def test_a_job_killed_between_phases_and_given_again_ends_as_if_unbroken(unbroken: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/usl.py", str(usl_preset(tmp_path))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     folder = tmp_path / "usl"
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
-    ) as process:
-        while not list((folder / "rounds").glob("features_0001/*.parquet")):  # features of the second round are begun
-            assert process.poll() is None
-            time.sleep(0.01)
-        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-            with contextlib.suppress(ProcessLookupError):  # ended with one that was killed before it
-                os.kill(victim.pid, signal.SIGKILL)
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert re.search(rf"continuing after step {STEPS_PER_ROUND} of {LAST_STEP}", again.stdout)
+    begun = "features_0001/*.parquet"  # features of the second round
+    printed = killed_and_given_again("usl.py", usl_preset(tmp_path), lambda: list((folder / "rounds").glob(begun)))
+    assert re.search(rf"continuing after step {STEPS_PER_ROUND} of {LAST_STEP}", printed)
     assert_as_unbroken(folder, unbroken)
 
 

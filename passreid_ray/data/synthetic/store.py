@@ -1,11 +1,12 @@
 """Synthetic people as rows and as an image store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 from PIL import Image
 
+from passreid_ray.data.decode import BadImage
 from passreid_ray.data.rows import Rows, make_rows
 from passreid_ray.data.synthetic.config import SyntheticSource
 from passreid_ray.data.synthetic.plan import shots
@@ -21,13 +22,13 @@ class SyntheticStore:
     source: SyntheticSource
 
     def read(self, locator: str) -> bytes:
+        person, image, camera = map(int, locator.split(":"))
         file = BytesIO()
-        Image.fromarray(self.pixels(locator)).save(file, "JPEG", quality=JPEG_QUALITY)
+        Image.fromarray(render(self.source, person, image, camera)).save(file, "JPEG", quality=JPEG_QUALITY)
         return file.getvalue()
 
-    def pixels(self, locator: str) -> np.ndarray:
-        person, image, camera = map(int, locator.split(":"))
-        return render(self.source, person, image, camera)
+    def read_many(self, locators: Sequence[str]) -> list[bytes | BadImage]:
+        return [self.read(locator) for locator in locators]
 
     def identity(self) -> str:
         return f"synthetic seed={self.source.seed} size={self.source.height_px}x{self.source.width_px}"

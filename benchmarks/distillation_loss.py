@@ -1,0 +1,182 @@
+"""Heads and loss of PASS, forward and backward, without the logits against the published loops and against logits.
+
+Run from the repository: ``python -m benchmarks.distillation_loss``
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.measure import Cost, cost, cpu_seconds, in_own_process
+from passreid_ray.losses import centered_targets, mean_over_pairs, part_distillation_loss
+from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
+from passreid_ray.models.prototype_head import PrototypeHead, Prototypes, token_names
+from tests.reference.literal_pass_loss import literal_heads, literal_pass_loss
+
+WIDTH, PROTOTYPES, GLOBAL, LOCAL, PARTS = 384, 65_536, 2, 3, 3
+STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
+BATCHES, THREADS, REPEATS = (8, 64), (1, 2), 3
+
+Loss = Callable[[PrototypeHead, PrototypeHead, "Tokens"], Tensor]
+
+
+class Tokens:
+    """What the backbones give: views in the order of ``PassModel``."""
+
+    def __init__(self, batch: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+
+        def rows(*shape: int) -> Tensor:
+            return torch.randn(*shape, WIDTH, generator=generator)
+
+        self.batch = batch
+        self.teacher = [rows(GLOBAL * batch) for _ in range(1 + PARTS)]
+        self.student_global = [rows(GLOBAL * batch).requires_grad_() for _ in range(1 + PARTS)]
+        self.student_local = [rows(2, LOCAL * batch).requires_grad_() for _ in range(PARTS)]
+
+    def student(self) -> list[Tensor]:
+        """Per token all its views, ``(V_t * B, D)``."""
+        cls = torch.cat([self.student_global[0], *(own_2ND[0] for own_2ND in self.student_local)])
+        parts = zip(self.student_global[1:], self.student_local, strict=True)
+        return [cls, *(torch.cat([own_global, own_2ND[1]]) for own_global, own_2ND in parts)]
+
+    def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
+        return [*self.student_global, *self.student_local]
+
+
+def heads(num_prototypes: int) -> tuple[PrototypeHead, PrototypeHead]:
+    """Student and teacher, different so that there is something to learn."""
+    built = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        built.append(PrototypeHead(WIDTH, num_prototypes, num_tokens=1 + PARTS))
+    return built[0], built[1]
+
+
+def loss_without_logits(student: PrototypeHead, teacher: PrototypeHead, tokens: Tokens) -> Tensor:
+    """Ours, token by token: only one token's targets exist at a time."""
+    losses, num_pairs = [], []
+    for token, (own_ND, teacher_ND) in enumerate(zip(tokens.student(), tokens.teacher, strict=True)):
+        with torch.inference_mode():
+            logits_NK = features_of(teacher, token, teacher_ND) @ prototypes_of(teacher, token).T
+            logits_GBK = logits_NK.unflatten(0, (GLOBAL, -1))
+            center_1K = logits_NK.new_zeros(1, logits_NK.shape[1])
+            targets_GBK = centered_targets([logits_GBK], center_1K, TEACHER_TEMP)[0]
+            del logits_NK, logits_GBK
+        features_VBD = features_of(student, token, own_ND).unflatten(0, (-1, tokens.batch))
+        prototypes_KD = prototypes_of(student, token)
+        losses.append(prototype_cross_entropy(features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP))
+        num_pairs.append((len(features_VBD) - 1) * GLOBAL)
+    return mean_over_pairs(torch.stack(losses), num_pairs)
+
+
+def loss_of_logits(student: PrototypeHead, teacher: PrototypeHead, tokens: Tokens) -> Tensor:
+    """``part_distillation_loss`` of all logits at once."""
+    with torch.inference_mode():
+        teacher_logits = [own_NK.unflatten(0, (GLOBAL, -1)) for own_NK in teacher(tokens.teacher)]
+    return part_distillation_loss(
+        [own_NK.unflatten(0, (-1, tokens.batch)) for own_NK in student(tokens.student())],
+        teacher_logits,
+        torch.zeros(1 + PARTS, teacher.num_prototypes),
+        student_temp=STUDENT_TEMP,
+        teacher_temp=TEACHER_TEMP,
+    )
+
+
+def published_loss(student: PrototypeHead, teacher: PrototypeHead, tokens: Tokens) -> Tensor:
+    """The loops: 10 calls of the student's heads, 4 of the teacher's, 44 pairs."""
+
+    def logits_of(head: PrototypeHead) -> Callable[[int, Tensor], Tensor]:
+        # Normalised anew at every call, as the hook of a weight-normalised layer does.
+        return lambda token, rows_ND: F.linear(features_of(head, token, rows_ND), prototypes_of(head, token))
+
+    with torch.no_grad():
+        teacher_logits = [logits_of(teacher)(token, own_ND) for token, own_ND in enumerate(tokens.teacher)]
+    student_logits = literal_heads(logits_of(student), tokens.student_global, tokens.student_local)
+    centers_TK = torch.zeros(1 + PARTS, teacher.num_prototypes)
+    return literal_pass_loss(student_logits, teacher_logits, centers_TK, tokens.batch, STUDENT_TEMP, TEACHER_TEMP)
+
+
+LOSSES: dict[str, Loss] = {
+    "without logits": loss_without_logits,
+    "logits at once": loss_of_logits,
+    "published loops": published_loss,
+}
+
+
+def features_of(head: PrototypeHead, token: int, rows_ND: Tensor) -> Tensor:
+    """L2-normalised bottleneck of one token."""
+    name = token_names(head.num_tokens)[token]
+    return F.normalize(head.get_submodule(f"mlp_{name}")(rows_ND), dim=-1)
+
+
+def prototypes_of(head: PrototypeHead, token: int) -> Tensor:
+    """Normalised prototypes of one token, ``(K, D)``."""
+    layer = head.get_submodule(f"last_layer_{token_names(head.num_tokens)[token]}")
+    assert isinstance(layer, Prototypes)
+    # What ``torch.nn.utils.weight_norm`` calls: one kernel, so that neither side pays for a slow formula.
+    return torch._weight_norm(layer.weight_v, layer.weight_g)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def step(kind: str, student: PrototypeHead, teacher: PrototypeHead, tokens: Tokens) -> Tensor:
+    """Loss and gradients; as in training, those of the step before are gone."""
+    for leaf in [*student.parameters(), *tokens.leaves()]:
+        leaf.grad = None
+    loss = LOSSES[kind](student, teacher, tokens)
+    loss.backward()
+    return loss.detach()
+
+
+def measured(kind: str, batch: int, threads: int, repeats: int = REPEATS) -> tuple[Cost, float, float]:
+    """Cost of the first step, the median CPU seconds of later ones, and the loss; after a step of a small head."""
+    torch.set_num_threads(threads)
+    step(kind, *heads(64), Tokens(2))
+    student, teacher = heads(PROTOTYPES)
+    tokens = Tokens(batch)
+    first, loss = cost(lambda: step(kind, student, teacher, tokens))
+    seconds = [cpu_seconds(lambda: step(kind, student, teacher, tokens))[0] for _ in range(repeats)]
+    return first, statistics.median(seconds), loss.item()
+
+
+def gradients(kind: str, batch: int) -> tuple[float, list[Tensor]]:
+    """Loss, and gradients of all parameters and tokens."""
+    student, teacher = heads(PROTOTYPES)
+    tokens = Tokens(batch)
+    loss = step(kind, student, teacher, tokens).item()
+    leaves = [*student.parameters(), *tokens.leaves()]
+    return loss, [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def largest_difference(batch: int) -> tuple[float, float]:
+    """Relative difference of ours to the published loops: of the loss, and the largest of a gradient's norm."""
+    ours, own_gradients = gradients("without logits", batch)
+    expected, expected_gradients = gradients("published loops", batch)
+    pairs = zip(own_gradients, expected_gradients, strict=True)
+    return abs(ours / expected - 1), max(((own - wanted).norm() / wanted.norm()).item() for own, wanted in pairs)
+
+
+def main(batches: Sequence[int] = BATCHES) -> None:
+    """Print whether the gradients are equal, then the costs."""
+    loss_difference, gradient_difference = in_own_process(largest_difference, min(batches))
+    print(f"relative difference of the loss {loss_difference:.1e}, of the gradients at most {gradient_difference:.1e}")
+    if not max(loss_difference, gradient_difference) < 1e-5:
+        raise SystemExit("the gradients are not those of the published loops")
+    for threads in THREADS:
+        for batch in batches:
+            results = {kind: in_own_process(measured, kind, batch, threads) for kind in LOSSES}
+            own_cost, own_seconds, _ = results["without logits"]
+            print(f"\nbatch {batch}, {threads} threads: {GLOBAL} + {PARTS * LOCAL} views, {PROTOTYPES} prototypes")
+            for kind, (first, seconds, loss) in results.items():
+                print(
+                    f"{kind:16s} {seconds:6.2f} s CPU ({seconds / own_seconds:.2f} x), first step {first} "
+                    f"({first.peak_bytes / own_cost.peak_bytes:.2f} x), loss {loss:.6f}"
+                )
+
+
+if __name__ == "__main__":
+    main([int(batch) for batch in sys.argv[1:]] or BATCHES)

@@ -1,0 +1,237 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from passreid_ray.losses import centered_targets, part_distillation_loss, prototype_distillation
+from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
+from tests.reference.literal_pass_loss import literal_pass_loss
+
+STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def random_case(
+    num_global: int = 2,
+    num_local: int = 3,
+    batch: int = 4,
+    num_prototypes: int = 33,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features and prototypes that need a gradient, and the teacher's logits."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> Tensor:
+        return F.normalize(torch.randn(*shape, 8, generator=generator, dtype=dtype), dim=-1)
+
+    prototypes_KD = unit(num_prototypes)
+    teacher_GBK = unit(num_global, batch) @ prototypes_KD.T
+    return unit(num_global + num_local, batch).requires_grad_(), prototypes_KD.requires_grad_(), teacher_GBK.detach()
+
+
+def targets_of(teacher_GBK: Tensor) -> Tensor:
+    return centered_targets([teacher_GBK], no_centers(teacher_GBK), TEACHER_TEMP)[0]
+
+
+def no_centers(teacher_GBK: Tensor) -> Tensor:
+    return teacher_GBK.new_zeros(1, teacher_GBK.shape[-1])
+
+
+def loss_of_logits(features_VBD: Tensor, prototypes_KD: Tensor, teacher_GBK: Tensor) -> Tensor:
+    logits_VBK = F.linear(features_VBD, prototypes_KD)
+    temps = {"student_temp": STUDENT_TEMP, "teacher_temp": TEACHER_TEMP}
+    return part_distillation_loss([logits_VBK], [teacher_GBK], no_centers(teacher_GBK), **temps)
+
+
+def loss_of_loops(features_VBD: Tensor, prototypes_KD: Tensor, teacher_GBK: Tensor) -> Tensor:
+    logits_NK, batch = (features_VBD @ prototypes_KD.T).flatten(0, 1), features_VBD.shape[1]
+    args = [logits_NK], [teacher_GBK.flatten(0, 1)], no_centers(teacher_GBK), batch
+    return literal_pass_loss(*args, STUDENT_TEMP, TEACHER_TEMP)
+
+
+def assert_same_value_and_gradients(
+    found: Tensor, expected: Tensor, leaves: list[Tensor], tolerance: float = 1e-10
+) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=0)
+    for own, wanted in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        assert own.shape == wanted.shape
+        assert own.dtype == wanted.dtype
+        assert (own - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("reference", [loss_of_logits, loss_of_loops])
+@pytest.mark.parametrize(("num_global", "num_local"), [(2, 0), (2, 3), (2, 9), (3, 2)])
+def test_value_and_gradients_equal_the_loss_of_the_logits(reference, num_global, num_local, dtype) -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case(num_global, num_local, dtype=dtype)
+    found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP)
+    assert found.dtype == dtype
+    expected = reference(features_VBD, prototypes_KD, teacher_GBK)
+    assert_same_value_and_gradients(found, expected, [features_VBD, prototypes_KD], TOLERANCE[dtype])
+
+
+def test_a_single_global_view_teaches_the_local_views_only() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case(num_global=1)
+    found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP)
+    expected = loss_of_loops(features_VBD, prototypes_KD, teacher_GBK)
+    (gradient_VBD,) = torch.autograd.grad(found, features_VBD, retain_graph=True)
+    assert [bool(own_BD.any()) for own_BD in gradient_VBD] == [False, True, True, True]
+    assert_same_value_and_gradients(found, expected, [features_VBD, prototypes_KD])
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    num_local=st.integers(0, 4), batch=st.integers(1, 5), chunk_rows=st.integers(1, 40), block_rows=st.integers(1, 9)
+)
+def test_chunks_and_blocks_of_any_size_change_nothing(
+    num_local: int, batch: int, chunk_rows: int, block_rows: int
+) -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case(num_local=num_local, batch=batch)
+    block_bytes = block_rows * len(prototypes_KD) * prototypes_KD.element_size()
+    with patch.object(prototype_distillation, "_BLOCK_BYTES", block_bytes):
+        found = prototype_cross_entropy(
+            features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP, chunk_rows=chunk_rows
+        )
+    expected = loss_of_loops(features_VBD, prototypes_KD, teacher_GBK)
+    assert_same_value_and_gradients(found, expected, [features_VBD, prototypes_KD])
+
+
+def test_rows_of_targets_that_do_not_sum_to_one_count_by_their_sum() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    targets_GBK = targets_of(teacher_GBK) * torch.rand(*teacher_GBK.shape[:2], 1, dtype=torch.float64)
+    log_prob_VBK = F.log_softmax(features_VBD @ prototypes_KD.T / STUDENT_TEMP, dim=-1)
+    pairs = [
+        -(targets_GBK[g] * log_prob_VBK[v]).sum(-1).mean()
+        for g in range(len(targets_GBK))
+        for v in range(len(features_VBD))
+        if v != g
+    ]
+    found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP)
+    assert_same_value_and_gradients(found, torch.stack(pairs).mean(), [features_VBD, prototypes_KD])
+
+
+def test_finite_differences_agree_with_the_gradients() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case(num_local=1, batch=2, num_prototypes=5)
+
+    def loss(features_VBD: Tensor, prototypes_KD: Tensor) -> Tensor:
+        targets_GBK = targets_of(teacher_GBK)
+        return prototype_cross_entropy(
+            features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP, chunk_rows=4
+        )
+
+    assert torch.autograd.gradcheck(loss, (features_VBD, prototypes_KD))
+
+
+def test_an_incoming_gradient_scales_the_gradients_however_often_it_comes() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    loss = prototype_cross_entropy(features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP)
+    leaves = [features_VBD, prototypes_KD]
+    once = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for factor in (-3.0, 65536.0):
+        scaled = torch.autograd.grad(loss, leaves, torch.tensor(factor, dtype=torch.float64), retain_graph=True)
+        for own, wanted in zip(scaled, once, strict=True):
+            torch.testing.assert_close(own, wanted * factor)
+
+
+@contextmanager
+def products_counted() -> Iterator[list[str]]:
+    """Names of the matmuls done inside."""
+    names: list[str] = []
+    with torch.profiler.profile() as profile:
+        yield names
+    names += [event.name for event in profile.events() or [] if event.name in ("aten::mm", "aten::addmm_")]
+
+
+@pytest.mark.parametrize("needs_gradient", [(False, False), (True, False), (False, True), (True, True)])
+def test_only_the_wanted_gradients_are_computed(needs_gradient: tuple[bool, bool]) -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    features_VBD.requires_grad_(needs_gradient[0])
+    prototypes_KD.requires_grad_(needs_gradient[1])
+    with products_counted() as products:
+        found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP)
+    assert len(products) == 1 + sum(needs_gradient)
+    assert found.requires_grad == any(needs_gradient)
+    expected = loss_of_loops(features_VBD, prototypes_KD, teacher_GBK)
+    wanted = [leaf for leaf in (features_VBD, prototypes_KD) if leaf.requires_grad]
+    if wanted:
+        assert_same_value_and_gradients(found, expected, wanted)
+    else:
+        torch.testing.assert_close(found, expected)
+
+
+def test_without_grad_mode_the_value_is_the_same_and_no_gradient_is_computed() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    arguments = features_VBD, prototypes_KD, targets_of(teacher_GBK)
+    with torch.no_grad(), products_counted() as products:
+        found = prototype_cross_entropy(*arguments, student_temp=STUDENT_TEMP)
+    assert len(products) == 1
+    assert not found.requires_grad
+    assert torch.equal(found, prototype_cross_entropy(*arguments, student_temp=STUDENT_TEMP))
+
+
+def test_targets_get_no_gradient_and_stay_as_they_are() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    targets_GBK = targets_of(teacher_GBK)
+    before = targets_GBK.clone()
+    targets_GBK.requires_grad_()
+    loss = prototype_cross_entropy(features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP)
+    assert torch.autograd.grad(loss, [features_VBD, targets_GBK], allow_unused=True)[1] is None
+    assert torch.equal(targets_GBK, before)
+
+
+def test_targets_made_in_inference_mode_are_accepted() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    with torch.inference_mode():
+        targets_GBK = targets_of(teacher_GBK)
+    found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP)
+    expected = loss_of_loops(features_VBD, prototypes_KD, teacher_GBK)
+    assert_same_value_and_gradients(found, expected, [features_VBD, prototypes_KD])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_autocast_is_as_close_to_float32_as_the_loss_of_the_logits(dtype: torch.dtype, tolerance: float) -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case(num_prototypes=4096, dtype=torch.float32)
+    leaves, targets_GBK = [features_VBD, prototypes_KD], targets_of(teacher_GBK)
+    exact = torch.autograd.grad(loss_of_logits(features_VBD, prototypes_KD, teacher_GBK), leaves)
+    with torch.autocast("cpu", dtype=dtype):
+        found = prototype_cross_entropy(
+            features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP, chunk_rows=7
+        )
+        expected = loss_of_logits(features_VBD, prototypes_KD, teacher_GBK)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    for own, wanted in zip(torch.autograd.grad(found, leaves), exact, strict=True):
+        assert own.dtype == torch.float32
+        assert (own - wanted).norm() < tolerance * wanted.norm()
+
+
+def test_float64_is_kept_under_autocast() -> None:
+    features_VBD, prototypes_KD, teacher_GBK = random_case()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prototype_cross_entropy(features_VBD, prototypes_KD, targets_of(teacher_GBK), student_temp=STUDENT_TEMP)
+    expected = loss_of_loops(features_VBD, prototypes_KD, teacher_GBK)
+    assert_same_value_and_gradients(found, expected, [features_VBD, prototypes_KD])
+
+
+@pytest.mark.parametrize(
+    ("features", "prototypes", "targets", "chunk_rows", "message"),
+    [
+        ((5, 4, 8), (9, 7), (2, 4, 9), 8, "do not fit"),
+        ((5, 4, 8), (9, 8), (2, 4, 1), 8, "do not fit"),
+        ((5, 4, 8), (9, 8), (2, 1, 9), 8, "do not fit"),
+        ((1, 4, 8), (9, 8), (2, 4, 9), 8, "do not fit"),
+        ((20, 8), (9, 8), (2, 4, 9), 8, "do not fit"),
+        ((1, 4, 8), (9, 8), (1, 4, 9), 8, "no pair"),
+        ((5, 4, 8), (9, 8), (2, 4, 9), 0, "chunk_rows"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(features, prototypes, targets, chunk_rows, message) -> None:
+    tensors = torch.zeros(features), torch.zeros(prototypes), torch.zeros(targets)
+    with pytest.raises(ValueError, match=message):
+        prototype_cross_entropy(*tensors, student_temp=STUDENT_TEMP, chunk_rows=chunk_rows)
