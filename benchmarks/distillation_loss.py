@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Cost, cost, cpu_seconds, in_own_process
-from passreid_ray.losses import centered_targets, mean_over_pairs, part_distillation_loss
-from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
+from passreid_ray.losses import (
+    become_centered_targets,
+    mean_over_pairs,
+    part_distillation_loss,
+    prototype_cross_entropy,
+)
 from passreid_ray.models.prototype_head import PrototypeHead, Prototypes, token_names
 from tests.reference.literal_pass_loss import literal_heads, literal_pass_loss
 
@@ -61,17 +65,20 @@ def heads(num_prototypes: int) -> tuple[PrototypeHead, PrototypeHead]:
 def loss_without_logits(student: PrototypeHead, teacher: PrototypeHead, tokens: Tokens) -> Tensor:
     """Ours, token by token: only one token's targets exist at a time."""
     losses, num_pairs = [], []
-    for token, (own_ND, teacher_ND) in enumerate(zip(tokens.student(), tokens.teacher, strict=True)):
-        with torch.inference_mode():
-            logits_NK = features_of(teacher, token, teacher_ND) @ prototypes_of(teacher, token).T
-            logits_GBK = logits_NK.unflatten(0, (GLOBAL, -1))
-            center_1K = logits_NK.new_zeros(1, logits_NK.shape[1])
-            targets_GBK = centered_targets([logits_GBK], center_1K, TEACHER_TEMP)[0]
-            del logits_NK, logits_GBK
-        features_VBD = features_of(student, token, own_ND).unflatten(0, (-1, tokens.batch))
-        prototypes_KD = prototypes_of(student, token)
-        losses.append(prototype_cross_entropy(features_VBD, prototypes_KD, targets_GBK, student_temp=STUDENT_TEMP))
-        num_pairs.append((len(features_VBD) - 1) * GLOBAL)
+    bottlenecks = [own_ND.unflatten(0, (-1, tokens.batch)) for own_ND in student.bottlenecks(tokens.student())]
+    with torch.no_grad():
+        of_teacher = [own_ND.unflatten(0, (GLOBAL, -1)) for own_ND in teacher.bottlenecks(tokens.teacher)]
+    for token, (own_VBD, teacher_GBD) in enumerate(zip(bottlenecks, of_teacher, strict=True)):
+        with torch.no_grad():
+            logits_GBK = teacher.prototypes()[token](teacher_GBD)
+            targets_GBK = become_centered_targets(
+                logits_GBK, logits_GBK.new_zeros(teacher.num_prototypes), TEACHER_TEMP
+            )
+        own = student.prototypes()[token]
+        losses.append(
+            prototype_cross_entropy(own_VBD, own.weight_v, own.weight_g, targets_GBK, student_temp=STUDENT_TEMP)
+        )
+        num_pairs.append((len(own_VBD) - 1) * GLOBAL)
     return mean_over_pairs(torch.stack(losses), num_pairs)
 
 
@@ -119,7 +126,7 @@ def prototypes_of(head: PrototypeHead, token: int) -> Tensor:
     """Normalised prototypes of one token, ``(K, D)``."""
     layer = head.get_submodule(f"last_layer_{token_names(head.num_tokens)[token]}")
     assert isinstance(layer, Prototypes)
-    # What ``torch.nn.utils.weight_norm`` calls: one kernel, so that neither side pays for a slow formula.
+    # What ``torch.nn.utils.weight_norm`` calls: one kernel.
     return torch._weight_norm(layer.weight_v, layer.weight_g)  # pyright: ignore[reportPrivateImportUsage]
 
 

@@ -84,7 +84,7 @@ def our_state(setting: Setting) -> tuple[PassState, StepSettings]:
     worker = WorkerContext(0, 1, setting.device, board=None, checkpoints=cast(CheckpointStore, None))
     order = EpochOrder(10 * setting.config.batch_size, setting.config.batch_size, setting.config.seed)
     state, settings = build_state(setting.config, order, worker)
-    state.forward = worker.share(state.student)
+    state.forward = worker.share(state.forward)
     return state, settings
 
 
@@ -164,6 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
         {
             "batch_size": options.batch,
             "precision": options.precision,
+            "checkpoint_activations": options.checkpoint_activations,
             # As published: positions are resampled at every size.
             "model": {"trunk": options.trunk, "drop_path": options.drop_path, "official_pos_resize": True},
             "head": {"num_prototypes": options.prototypes},
@@ -188,7 +189,17 @@ def main(arguments: list[str] | None = None) -> None:
             row["peak GB"] = in_own_process(peak_bytes, setting, side, sizes) / 1e9
     print(table_of(rows))
     name = options.name or f"pass_step_{device.type}_{config.precision}"
-    kept = ("batch", "trunk", "prototypes", "drop_path", "precision", "device", "threads", "repeats")
+    kept = (
+        "batch",
+        "trunk",
+        "prototypes",
+        "drop_path",
+        "precision",
+        "checkpoint_activations",
+        "device",
+        "threads",
+        "repeats",
+    )
     path = write_result(name, machine, {own: getattr(options, own) for own in kept}, rows, reading=READING)
     print(f"wrote {path}")
 
@@ -201,6 +212,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trunk", default="vit_small_patch16_224", help="name of a timm ViT")
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--drop-path", type=float, default=0.1)
+    parser.add_argument("--checkpoint-activations", action="store_true", help="on our side: less memory, more time")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out, which needs four more steps")

@@ -6,12 +6,14 @@ folder is used again, and needs about 4 KB a row twice.
 """
 
 import io
+import subprocess
 import sys
 import tarfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,15 +21,14 @@ import ray
 import torch
 from PIL import Image
 
-from passreid_ray.config import build
 from passreid_ray.data.execution import Watch
+from passreid_ray.data.order import EpochwiseOrder
 from passreid_ray.data.parquet import ParquetSource
+from passreid_ray.data.rows import Rows
 from passreid_ray.data.sources import open_rows
 from passreid_ray.data.stream import EncodedStream
 from passreid_ray.data.streamed_order import OrderConfig
 from passreid_ray.data.synthetic import SyntheticSource
-from passreid_ray.engines import pack
-from passreid_ray.engines.pack import PackConfig
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_share
 from passreid_ray.train.view_loader import ViewMaker
 from passreid_ray.views import ViewsConfig
@@ -44,19 +45,19 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("outputs/stream_million")
     num_rows = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
     make_archives(folder / "tar", num_rows)
+    data = ["data.kind=tar", f"data.path={folder / 'tar'}", f"output={folder / 'packed'}"]
+    subprocess.run([sys.executable, "jobs/pack.py", *data], check=True)
     connect(WorkersConfig())
-    pack.run(build(PackConfig, {"data": {"kind": "tar", "path": str(folder / "tar")}, "output": str(folder / "packed")}))
     start = time.perf_counter()
     rows = open_rows(ParquetSource(path=folder / "packed"))
     print(f"{len(rows):,} rows opened in {time.perf_counter() - start:.1f} s")
-    fingerprint = rows.fingerprint()
     order = OrderConfig().build(rows.group_starts, len(rows), batch_size=BATCH_SIZE, seed=0, num_workers=1)
     rows_ref = ray.put(rows)
     ready = time.perf_counter() - start
     stream = EncodedStream(rows_ref, order, 0, 1)
     with MemoryWatch() as memory:
         begin = time.perf_counter()
-        seen, num_bytes = np.zeros(len(rows), np.int32), 0
+        seen, num_bytes, first = np.zeros(len(rows), np.int32), 0, 0.0
         for step, table in enumerate(stream.batches(0, int(order.steps_per_epoch), data_share(1))):
             if step == 0:
                 first = time.perf_counter() - begin
@@ -64,7 +65,7 @@ def main() -> None:
             num_bytes += table["image"].nbytes
         seconds = time.perf_counter() - begin
     print(
-        f"data {fingerprint}: first batch {ready + first:.1f} s after opening the data ({first:.1f} s after the stream)\n"
+        f"first batch {ready + first:.1f} s after opening the data began, {first:.1f} s after the stream began\n"
         f"epoch: {seen.sum():,} rows once, {(seen == 0).sum()} left out, none twice: {seen.max() == 1}; "
         f"{seen.sum() / seconds:,.0f} rows/s, {num_bytes / seconds / 1e6:.0f} MB/s"
     )
@@ -73,8 +74,8 @@ def main() -> None:
     ray.shutdown()
 
 
-def viewed(rows: object, order: object, rows_ref: object) -> None:
-    """Streamed, decoded and made into views by one thread, against the same without Ray Data."""
+def viewed(rows: Rows, order: EpochwiseOrder, rows_ref: Any) -> None:
+    """Streamed, decoded and made into views by one thread of this process."""
     torch.set_num_threads(1)
     maker = ViewMaker(rows, order, ViewsConfig(), 0, torch.device("cpu"))
     stream = EncodedStream(rows_ref, order, 0, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from passreid_ray.config.credentials import without_credentials
 from passreid_ray.config.mistakes import explain
 from passreid_ray.config.section import NONE, SectionT
 from passreid_ray.errors import UserError
@@ -54,7 +55,9 @@ def read_preset(name: str, presets: Path | None = None) -> dict[str, Any]:
     if path is None:
         known = sorted(file.stem for file in presets.glob("*.toml")) if presets else []
         hint = f"; presets that come with this job: {', '.join(known)}" if known else ""
-        raise UserError(f"{name}: no such preset file{hint}. Settings are given as section.key=value")
+        raise UserError(
+            f"{without_credentials(name)}: no such preset file{hint}. Settings are given as section.key=value"
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

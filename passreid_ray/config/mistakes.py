@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from passreid_ray.config.credentials import without_credentials
 from passreid_ray.config.section import Section, allows_none, kind_of, sections_in
 
 LONGEST_SHOWN = 80
@@ -154,5 +155,6 @@ def _found(detail: Any) -> str:
     value = detail["input"]
     if detail["type"] == "extra_forbidden" or isinstance(value, dict | Section):
         return ""
-    text = repr(list(value) if isinstance(value, tuple) else value)
+    # Before it is shortened, which may cut off the @ that credentials are told by.
+    text = without_credentials(repr(list(value) if isinstance(value, tuple) else value))
     return ", got " + (text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}...")

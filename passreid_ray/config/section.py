@@ -4,19 +4,27 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from passreid_ray.config.credentials import refuse_credentials
 
 NONE = "none"
 """How people write that an optional setting has no value; TOML itself has no word for it."""
 
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+UserPath = Annotated[Path, BeforeValidator(refuse_credentials), AfterValidator(Path.expanduser)]
 """A path in which ``~`` is the home folder: shells leave it alone in ``section.key=~/x``."""
 
 
 class Section(BaseModel):
     """Base of every settings section: frozen, unknown keys refused, documented by the strings below its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a secret; ``build`` shows what can be shown
+    )
 
     @model_validator(mode="before")
     @classmethod

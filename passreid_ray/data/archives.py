@@ -7,13 +7,13 @@ from passreid_ray.errors import UserError
 
 
 def member_name(name: str, archive: str) -> str:
-    """``name`` without a leading ``./``; raises ``UserError`` for one that would leave the folder it is unpacked in."""
+    """``name`` without its parts ``.``; raises ``UserError`` for one that would leave the folder it is unpacked in."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith("/") or ".." in parts:
         raise UserError(
             f"{archive}: member {name!r} points outside of the archive; pack it again with names relative to one folder"
         )
-    return name.removeprefix("./")
+    return "/".join(part for part in name.split("/") if part != ".")
 
 
 def is_image_name(name: str) -> bool:

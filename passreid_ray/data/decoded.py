@@ -37,6 +37,7 @@ def decode_encoded(rows: Rows, order: Order, encoded: pa.Table, device: torch.de
             image_HWC, used, own = usable_image(rows, order, draws[place], encoded["row"][place].as_py(), reason)
             image = torch.from_numpy(image_HWC).permute(2, 0, 1).to(device)
             image_ids[place] = str(rows.table["image_id"][used])
+            draws[place] = ~draws[place]  # it may have its own turn in this epoch, with other views
             bad += own
         images.append(image)
     return Decoded(images, draws, image_ids, bad)

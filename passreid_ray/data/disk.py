@@ -1,16 +1,25 @@
 """Finding a data set's files on a disk or in a bucket."""
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+from numpy.typing import NDArray
 
 from passreid_ray.data.storage import absolute, is_remote, locate, parent_and_name, reason, shown
 from passreid_ray.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+NUM_NAMED = 3
+"""So many of the missing files are named."""
+
+_NO_FILE = -1
 
 
 def existing_folder(root: Path, what: str) -> Path:
@@ -51,10 +60,17 @@ def files_below(root: Path | str, suffixes: Sequence[str]) -> list[str]:
 
     Hidden files and folders are skipped; linked folders are not followed.
     """
-    if not is_remote(root):
-        return sorted(_walk(str(root), "", tuple(suffixes)))
-    names = (name for name in _remote_names(str(root)) if name.lower().endswith(tuple(suffixes)))
-    return sorted(name for name in names if not is_hidden(name))
+    return sorted(path for path, _ in _found(root, tuple(suffixes)))
+
+
+def sized_files_below(root: Path | str, suffixes: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The paths that ``files_below`` finds, in any order, and the files' sizes in bytes."""
+    paths: list[str] = []
+    sizes = array("q")
+    for path, entry in _found(root, tuple(suffixes)):
+        paths.append(path)
+        sizes.append(_size_bytes(entry))
+    return paths, np.array(sizes, np.int64)
 
 
 def is_hidden(name: str) -> bool:
@@ -62,17 +78,28 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
 
 
-def check_present(root: Path | str, paths: Sequence[str], source: str) -> None:
+def check_present(root: Path | str, paths: Iterable[str], source: str) -> None:
     """Raise one ``UserError`` that names the first few of the ``paths`` that are no files below ``root``."""
-    if is_remote(root):
-        # A bucket is listed a thousand names at a time; asking for each costs a request each.
-        present = set(_remote_names(str(root)))
-        missing = [path for path in paths if path not in present]
-    else:
-        missing = [path for path in paths if not os.path.isfile(os.path.join(root, path))]
-    if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(f"{source}: {len(missing)} of {len(paths)} images are not below {shown(root)}: {first}")
+    file_sizes(root, paths, source)
+
+
+def file_sizes(root: Path | str, paths: Iterable[str], source: str) -> NDArray[np.int64]:
+    """Sizes in bytes of the files ``paths`` below ``root``; raises what ``check_present`` raises."""
+    # A bucket is listed a thousand names at a time; asking for each costs a request each.
+    known = {name: entry.size for name, entry in _remote_files(str(root))} if is_remote(root) else None
+    sizes = array("q")
+    first: list[str] = []
+    for path in paths:
+        size = _file_size(os.path.join(root, path)) if known is None else known.get(path, _NO_FILE)
+        if size == _NO_FILE and len(first) < NUM_NAMED:
+            first.append(path)
+        sizes.append(size)
+    sizes_N = np.array(sizes, np.int64)
+    if first:
+        num_missing = int((sizes_N == _NO_FILE).sum())
+        names = ", ".join(first) + (", ..." if num_missing > NUM_NAMED else "")
+        raise UserError(f"{source}: {num_missing} of {len(sizes)} images are not below {shown(root)}: {names}")
+    return sizes_N
 
 
 def _file_type(address: Path | str) -> pafs.FileType:
@@ -86,13 +113,13 @@ def _file_type(address: Path | str) -> pafs.FileType:
         raise UserError(_unreachable(address, error)) from None
 
 
-def _remote_names(root: str) -> Iterator[str]:
+def _remote_files(root: str) -> Iterator[tuple[str, pafs.FileInfo]]:
     filesystem, base = locate(root)
     try:
         entries = filesystem.get_file_info(pafs.FileSelector(base, recursive=True))
     except (OSError, pa.ArrowException) as error:
         raise UserError(_unreachable(root, error)) from None
-    return (entry.path[len(base) + 1 :] for entry in entries if entry.type == pafs.FileType.File)
+    return ((entry.path[len(base) + 1 :], entry) for entry in entries if entry.type == pafs.FileType.File)
 
 
 def _unreachable(address: Path | str, error: Exception) -> str:
@@ -100,7 +127,15 @@ def _unreachable(address: Path | str, error: Exception) -> str:
     return f"{shown(address)}: cannot be listed: {reason(error)}{hint}"
 
 
-def _walk(root: str, below: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+def _found(root: Path | str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, "os.DirEntry[str] | pafs.FileInfo"]]:
+    """What ``files_below`` promises, in any order."""
+    if not is_remote(root):
+        return _walk(str(root), "", suffixes)
+    files = ((name, entry) for name, entry in _remote_files(str(root)) if name.lower().endswith(suffixes))
+    return ((name, entry) for name, entry in files if not is_hidden(name))
+
+
+def _walk(root: str, below: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name
@@ -109,4 +144,21 @@ def _walk(root: str, below: str, suffixes: tuple[str, ...]) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, path, suffixes)
             elif entry.name.lower().endswith(suffixes) and entry.is_file():
-                yield path
+                yield path, entry
+
+
+def _size_bytes(entry: "os.DirEntry[str] | pafs.FileInfo") -> int:
+    if not isinstance(entry, os.DirEntry):
+        return entry.size
+    try:
+        return entry.stat().st_size
+    except OSError:  # went away just now: reading it will tell
+        return _NO_FILE
+
+
+def _file_size(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return _NO_FILE
+    return status.st_size if stat.S_ISREG(status.st_mode) else _NO_FILE

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import ray
+from ray.data import TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 SCHEDULING_PAUSE_SECONDS = 0.01
@@ -39,18 +40,25 @@ class Watch(ExecutionCallback):
 
 
 def execute(
-    make: Callable[[Any], Any], items: Sequence[Any], share: DataShare, *, batch_size: int, batch_format: str
+    make: Callable[[Any], Any],
+    items: Sequence[Any],
+    share: DataShare,
+    *,
+    batch_size: int,
+    batch_format: str,
+    max_tasks: int | None = None,
 ) -> Iterator[Any]:
     """Batches of ``batch_size`` rows, in order, of what ``make`` gives or yields for each of ``items``.
 
-    Every item is a task on one CPU. ``batch_format``: "numpy" or "pyarrow".
+    Every item is a task on one CPU, ``max_tasks`` of them at a time. ``batch_format``: "numpy" or "pyarrow".
     """
 
     def make_item(batch: Any) -> Any:
         return make(items[int(batch["id"][0])])
 
     plan = ray.data.range(len(items), override_num_blocks=len(items))
-    made = plan.map_batches(make_item, batch_size=1, num_cpus=1, zero_copy_batch=True)
+    tasks = TaskPoolStrategy(max_tasks)
+    made = plan.map_batches(make_item, batch_size=1, num_cpus=1, zero_copy_batch=True, compute=tasks)
     made.context.custom_execution_callback_classes = [Watch]
     made.context.target_max_block_size = BLOCK_BYTES
     options = made.context.execution_options

@@ -27,7 +27,7 @@ READ_COLUMNS = ("image_id", "feature", "reason", *OPTIONAL_COLUMNS)
 
 @dataclass(frozen=True)
 class Features:
-    """Features by image_id, in the order of image_id."""
+    """Features by image_id."""
 
     image_ids: NDArray[np.object_]
     features_ND: NDArray[np.float32]
@@ -78,8 +78,8 @@ class FeatureFiles:
         filesystem.move(f"{path}.part", path)
 
     def read(self) -> Features:
-        """All shards."""
-        return read_features(self.address)
+        """All shards, in the order of their rows."""
+        return read_features(self.address, keep_order=True)
 
     def delete(self) -> None:
         """Delete all shards."""
@@ -90,8 +90,10 @@ class FeatureFiles:
         return f"rows_{rows.start:010d}_{rows.stop:010d}{SUFFIX}"
 
 
-def read_features(address: str) -> Features:
+def read_features(address: str, *, keep_order: bool = False) -> Features:
     """Features of a Parquet file or of all ``*.parquet`` files of a folder, in the order of image_id.
+
+    With ``keep_order`` they stay as the files, in the order of their names, have them.
 
     Reads ``image_id``, ``feature`` (a list of numbers) and, where they exist, ``reason``, ``person_id`` and
     ``camera_id``. Raises ``UserError`` when columns are missing, ids are repeated or widths differ.
@@ -113,13 +115,16 @@ def read_features(address: str) -> Features:
     usable_N = table["feature"].is_valid().to_numpy()
     features_ND = _matrix(table["feature"], address)
     columns = {name: table[name].to_numpy() for name in ("reason", *OPTIONAL_COLUMNS) if name in table.column_names}
+    ordered_ids = image_ids
     if not (image_ids[1:] > image_ids[:-1]).all():
         order = np.argsort(image_ids, kind="stable")
-        image_ids, features_ND, usable_N = image_ids[order], features_ND[order], usable_N[order]
-        columns = {name: values[order] for name, values in columns.items()}
-    repeated = np.flatnonzero(image_ids[1:] == image_ids[:-1])
+        ordered_ids = image_ids[order]
+        if not keep_order:
+            image_ids, features_ND, usable_N = ordered_ids, features_ND[order], usable_N[order]
+            columns = {name: values[order] for name, values in columns.items()}
+    repeated = np.flatnonzero(ordered_ids[1:] == ordered_ids[:-1])
     if len(repeated):
-        example = image_ids[repeated[0]]
+        example = ordered_ids[repeated[0]]
         raise UserError(
             f"{address}: {len(repeated)} image ids are not unique, such as {example!r}; give each row its own"
         )

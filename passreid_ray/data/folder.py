@@ -3,7 +3,7 @@
 from typing import Literal
 
 from passreid_ray.config import Section
-from passreid_ray.data.disk import IMAGE_SUFFIXES, existing_root, files_below
+from passreid_ray.data.disk import IMAGE_SUFFIXES, existing_root, sized_files_below
 from passreid_ray.data.rows import Rows, make_rows
 from passreid_ray.data.storage import UserAddress, shown
 from passreid_ray.data.stores import FileStore
@@ -21,7 +21,7 @@ class FolderSource(Section):
 def read_folder(source: FolderSource) -> Rows:
     """Rows without person, camera and split."""
     root = existing_root(source.root, "images")
-    paths = files_below(root, IMAGE_SUFFIXES)
+    paths, sizes_N = sized_files_below(root, IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"{shown(root)}: no image at any depth; looked for {' '.join(IMAGE_SUFFIXES)}")
-    return make_rows(FileStore(root), paths, where=shown(root))
+    return make_rows(FileStore(root), paths, where=shown(root), sizes_bytes=sizes_N)

@@ -1,5 +1,8 @@
 """Images in an LMDB environment, as LUPerson is often kept."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +14,7 @@ from typing import Any, Literal
 from passreid_ray.config import Section
 from passreid_ray.data.decode import BadImage
 from passreid_ray.data.rows import Rows, make_rows
-from passreid_ray.data.storage import UserAddress, absolute, is_remote, shown
+from passreid_ray.data.storage import UserAddress, absolute, is_remote, reason, shown
 from passreid_ray.data.stores import read_each
 from passreid_ray.errors import UserError
 
@@ -20,7 +23,19 @@ _HEX = "hex:"
 
 _OPENING = Lock()
 
+_DEATHS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+"""What a damaged page leads to: a failed assertion, or a read outside of the file."""
+
 _START_BYTES = 12
+_WALK = f"""
+import sys, lmdb
+path, is_folder = sys.argv[1], sys.argv[2] == "folder"
+with lmdb.open(path, subdir=is_folder, readonly=True, lock=False, readahead=False) as environment:
+    with environment.begin(buffers=True) as transaction:
+        for _, value in transaction.cursor():
+            bytes(value[:{_START_BYTES}])
+"""
+"""A program that visits the pages that ``list_keys`` visits."""
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -69,8 +84,8 @@ class LmdbKeys:
 def read_lmdb(source: LmdbSource) -> Rows:
     """Rows without person, camera and split; of the values only the first bytes are read here.
 
-    Raises ``UserError`` when there is no LMDB, when it is cut off, empty, without an image or in a bucket, and when
-    the library ``lmdb`` is not installed.
+    Raises ``UserError`` when there is no LMDB, when it is cut off, damaged, empty, without an image or in a bucket,
+    and when the library ``lmdb`` is not installed.
     """
     if is_remote(source.path):
         raise UserError(
@@ -86,12 +101,25 @@ def read_lmdb(source: LmdbSource) -> Rows:
 
 
 def list_keys(path: str) -> LmdbKeys:
-    """Keys of the images in the environment at ``path``; a value is an image if it begins like one."""
+    """Keys of the images in the environment at ``path``; a value is an image if it begins like one.
+
+    Raises ``UserError`` when a page that must be read for that is damaged. All of them are read twice, since LMDB may
+    end the process that comes upon one: first by a process that can be spared.
+    """
+    environment = _environment(path)
+    _check_walk(path)
+    try:
+        return _listed(environment)
+    except _lmdb().Error as error:
+        raise _damaged(path, reason(error)) from None
+
+
+def _listed(environment: Any) -> LmdbKeys:
     image_ids: list[str] = []
     locators: list[str] = []
     num_skipped = 0
     # With buffers a value is not copied, so that only the page of its first bytes is read from the disk.
-    with _environment(path).begin(buffers=True) as transaction:
+    with environment.begin(buffers=True) as transaction:
         for key, value in transaction.cursor():
             if not begins_like_an_image(bytes(value[:_START_BYTES])):
                 num_skipped += 1
@@ -126,9 +154,7 @@ def _lmdb() -> ModuleType:
     try:
         import lmdb
     except ImportError:
-        raise UserError(
-            "data.kind=lmdb: the library lmdb is not installed; run pip install 'passreid-ray[lmdb]'"
-        ) from None
+        raise UserError("data.kind=lmdb: the library lmdb is not installed; run pip install lmdb") from None
     return lmdb
 
 
@@ -147,7 +173,11 @@ def _open_environment(path: str) -> Any:
         environment = lmdb.open(path, subdir=Path(path).is_dir(), readonly=True, lock=False, readahead=False)
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: not an LMDB: {error}; expected a folder with data.mdb, or such a file") from None
-    _check_whole(path, environment)
+    try:
+        _check_whole(path, environment)
+    except lmdb.Error as error:
+        environment.close()
+        raise _damaged(path, reason(error)) from None
     return environment
 
 
@@ -159,3 +189,15 @@ def _check_whole(path: str, environment: Any) -> None:
     if found_bytes < needed_bytes:
         environment.close()
         raise UserError(f"{data}: cut off: {found_bytes} bytes of {needed_bytes}; copy it again")
+
+
+def _check_walk(path: str) -> None:
+    kind = "folder" if Path(path).is_dir() else "file"
+    walk = subprocess.run([sys.executable, "-c", _WALK, path, kind], capture_output=True, check=False)
+    # What it raised is told by ``list_keys``, which comes to the same page.
+    if -walk.returncode in _DEATHS:
+        raise _damaged(path, f"reading its keys ended a process by {signal.Signals(-walk.returncode).name}")
+
+
+def _damaged(path: str, found: str) -> UserError:
+    return UserError(f"{path}: damaged: {found}; copy it again")

@@ -76,7 +76,7 @@ class Manifest(Record):
     num_identities: Count
     num_cameras: Count
     rows_per_group: Annotated[int, Field(ge=1)]
-    """Rows of each row group but the last of a shard."""
+    """Most rows of a row group. The last of a shard has fewer, and so has one of large images."""
     shards: list[Shard]
     fingerprint: Digest
     """Of all content; does not depend on when or where the shards were written."""

@@ -38,16 +38,17 @@ class PackFolder:
         is_there = self.filesystem.get_file_info(self.path(name)).type == pafs.FileType.File
         return read_file(self.filesystem, self.path(name)) if is_there else None
 
-    def finished(self, num_shards: int) -> dict[int, Sidecar]:
-        """Sidecars, by number, of the shards that are there in the size that was written.
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file; readers see all of it or what was there before."""
+        write_whole(self.filesystem, self.path(name), content)
 
-        Unless all ``num_shards`` are, the manifest is removed: it is the mark of a whole data set.
-        """
+    def whole_shards(self, num_shards: int) -> dict[int, Sidecar]:
+        """Sidecars, by number, of the shards that are there in the size that was written."""
         sizes = {entry.base_name: entry.size for entry in _entries(self.filesystem, self.root)}
         numbers = [number for number in range(num_shards) if sidecar_name(number) in sizes]
         with ThreadPoolExecutor(READ_THREADS) as pool:  # a bucket answers slowly
             contents = list(pool.map(lambda number: self.read(sidecar_name(number)), numbers))
-        sidecars = {
+        return {
             number: sidecar
             for number, content in zip(numbers, contents, strict=True)
             if content is not None
@@ -56,9 +57,20 @@ class PackFolder:
             and sidecar.shard.file == shard_name(number)
             and sizes.get(sidecar.shard.file) == sidecar.shard.bytes
         }
-        if len(sidecars) < num_shards and MANIFEST_FILE in sizes:
-            self.filesystem.delete_file(self.path(MANIFEST_FILE))
+
+    def finished(self, num_shards: int) -> dict[int, Sidecar]:
+        """``whole_shards``; unless these are all, the manifest is removed: it is the mark of a whole data set."""
+        sidecars = self.whole_shards(num_shards)
+        manifest = self.path(MANIFEST_FILE)
+        if len(sidecars) < num_shards and self.filesystem.get_file_info(manifest).type == pafs.FileType.File:
+            self.filesystem.delete_file(manifest)
         return sidecars
+
+
+def pack_folder(address: Path | str, fingerprint: str, settings: dict[str, Any]) -> PackFolder:
+    """The folder at ``address`` for the data with this fingerprint, packed with these settings; nothing is touched."""
+    text = json.dumps(_claim_content(fingerprint, settings), sort_keys=True)
+    return PackFolder(*locate(address), absolute(address), hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def claim(address: Path | str, fingerprint: str, settings: dict[str, Any]) -> PackFolder:
@@ -67,23 +79,25 @@ def claim(address: Path | str, fingerprint: str, settings: dict[str, Any]) -> Pa
     Removes what a killed run left half written. Raises ``UserError`` when the folder is of other data or settings or
     holds something else, ``OSError`` when it cannot be written.
     """
-    filesystem, root = locate(address)
-    filesystem.create_dir(root, recursive=True)
-    content = {"format": 1, "fingerprint": fingerprint, "settings": settings}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    folder = PackFolder(filesystem, root, absolute(address), digest)
-    names = [entry.base_name for entry in _entries(filesystem, root)]
+    folder = pack_folder(address, fingerprint, settings)
+    content = _claim_content(fingerprint, settings)
+    folder.filesystem.create_dir(folder.root, recursive=True)
+    names = [entry.base_name for entry in _entries(folder.filesystem, folder.root)]
     drafts = [name for name in names if DRAFT.fullmatch(name)]
     known = folder.read(CLAIM_FILE)
     if known is not None:
         _check_claim(known, content, shown(address))
     elif len(names) > len(drafts):
         raise UserError(f"output: {shown(address)} is not empty and holds no {CLAIM_FILE}; give another output")
-    else:
-        write_whole(filesystem, folder.path(CLAIM_FILE), json.dumps(content, indent=1).encode())
     for name in drafts:
-        filesystem.delete_file(folder.path(name))
+        folder.filesystem.delete_file(folder.path(name))
+    # Written again when it is there: a folder that cannot be written shows now, not after the first shard.
+    folder.write(CLAIM_FILE, json.dumps(content, indent=1).encode())
     return folder
+
+
+def _claim_content(fingerprint: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"format": 1, "fingerprint": fingerprint, "settings": settings}
 
 
 def _entries(filesystem: pafs.FileSystem, root: str) -> list[pafs.FileInfo]:

@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from passreid_ray.data.manifest import CLAIM_FILE, MANIFEST_FILE, Manifest, Shard, parse_manifest
+from passreid_ray.data.storage import address_of, explained
 from passreid_ray.errors import UserError
 
 SCHEMA = pa.schema(
@@ -36,8 +37,7 @@ SCHEMA = pa.schema(
 LABELS = ("image_id", "person_id", "camera_id", "split")
 DRAFT = re.compile(r"(shard-\d{5,}\.(parquet|json)|[a-z]+\.(json|jsonl|npy))\.[0-9a-f]{8}\.part")
 """Names of what is being written; nothing else is ever deleted as a draft."""
-COLUMNS: dict[str, Any] = {"use_dictionary": [*LABELS[1:]], "write_statistics": [*LABELS]}
-COLUMNS_WITH_DICTIONARY: Any = ["person_id", "camera_id", "split"]
+COLUMNS_WITH_DICTIONARY: Any = [*LABELS[1:]]
 COLUMNS_WITH_STATISTICS: Any = [*LABELS]
 PAGE_CHECK_ROWS = 16
 """The writer looks after so many rows whether a page is full, lest large images make a page above 2 GB."""
@@ -125,14 +125,18 @@ def read_file(filesystem: pafs.FileSystem, path: str) -> bytes:
 def read_manifest(filesystem: pafs.FileSystem, path: str) -> Manifest | None:
     """Manifest of the folder ``path``; None when it is not a packed data set, such as Parquet files of other origin.
 
-    Raises ``UserError`` when the manifest is damaged, or when the job that packs the folder has not finished.
+    Raises ``UserError`` when the manifest is damaged or cannot be read, or when the job that packs the folder has not
+    finished.
     """
-    manifest, claim = filesystem.get_file_info([f"{path}/{MANIFEST_FILE}", f"{path}/{CLAIM_FILE}"])
-    if manifest.type == pafs.FileType.File:
-        return parse_manifest(read_file(filesystem, manifest.path), manifest.path)
+    where = address_of(filesystem, path)
+    with explained(where):
+        manifest, claim = filesystem.get_file_info([f"{path}/{MANIFEST_FILE}", f"{path}/{CLAIM_FILE}"])
+        content = read_file(filesystem, manifest.path) if manifest.type == pafs.FileType.File else None
+    if content is not None:
+        return parse_manifest(content, f"{where}/{MANIFEST_FILE}")
     if claim.type == pafs.FileType.File:
         raise UserError(
-            f"{path}: holds {CLAIM_FILE} but no {MANIFEST_FILE}: it is not packed to its end; run the packing job "
+            f"{where}: holds {CLAIM_FILE} but no {MANIFEST_FILE}: it is not packed to its end; run the packing job "
             "again, it goes on from the finished shards"
         )
     return None
@@ -142,7 +146,20 @@ def check_shards(manifest: Manifest, filesystem: pafs.FileSystem, path: str, *, 
     """Raise ``UserError`` that names the first few shards of folder ``path`` that are not as ``manifest`` says.
 
     Looks at sizes only, in one listing of the folder; ``verify`` also reads every shard and compares its SHA-256.
+    Raises ``UserError`` too when the folder or a shard cannot be read.
     """
+    where = address_of(filesystem, path)
+    with explained(where):
+        wrong = _wrong_shards(manifest, filesystem, path, verify=verify)
+    if wrong:
+        first = ", ".join(wrong[:NUM_NAMED]) + (", ..." if len(wrong) > NUM_NAMED else "")
+        raise UserError(
+            f"{where}: {len(wrong)} of {len(manifest.shards)} shards are not as {MANIFEST_FILE} says: {first}; "
+            "copy them again, or delete them with their .json files and run the packing job again"
+        )
+
+
+def _wrong_shards(manifest: Manifest, filesystem: pafs.FileSystem, path: str, *, verify: bool) -> list[str]:
     entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     sizes = {entry.base_name: entry.size for entry in entries if entry.type == pafs.FileType.File}
     wrong = [f"{shard.file} {fault}" for shard in manifest.shards if (fault := _fault(shard, sizes.get(shard.file)))]
@@ -154,12 +171,7 @@ def check_shards(manifest: Manifest, filesystem: pafs.FileSystem, path: str, *, 
                 for shard, digest in zip(manifest.shards, found, strict=True)
                 if digest != shard.sha256
             ]
-    if wrong:
-        first = ", ".join(wrong[:NUM_NAMED]) + (", ..." if len(wrong) > NUM_NAMED else "")
-        raise UserError(
-            f"{path}: {len(wrong)} of {len(manifest.shards)} shards are not as {MANIFEST_FILE} says: {first}; "
-            "copy them again, or delete them with their .json files and run the packing job again"
-        )
+    return wrong
 
 
 def _draft_of(path: str) -> str:

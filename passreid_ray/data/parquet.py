@@ -12,7 +12,7 @@ from passreid_ray.data.disk import file_or_files_below
 from passreid_ray.data.packed import check_shards, read_manifest
 from passreid_ray.data.rows import SCHEMA, Rows, ordered_rows
 from passreid_ray.data.storage import UserAddress, absolute, locate, reason, shown
-from passreid_ray.data.stores import ParquetStore
+from passreid_ray.data.stores import ParquetStore, damaged_shard, is_checksum_failure
 from passreid_ray.errors import UserError
 
 
@@ -37,9 +37,10 @@ class ParquetSource(Section):
 
 
 def read_parquet(source: ParquetSource) -> Rows:
-    """Rows of all files; only the label columns are read here, images when they are asked for.
+    """Rows of all files in their order; only the label columns are read here, images when they are asked for.
 
-    Raises ``UserError`` for files without the columns, and for packed shards that are not as their manifest says.
+    Raises ``UserError`` for files without the columns, and for packed shards that are not as their manifest says
+    or whose labels are not as they were packed.
     """
     where = shown(absolute(source.path))
     filesystem, base = locate(absolute(source.path))
@@ -49,17 +50,19 @@ def read_parquet(source: ParquetSource) -> Rows:
     else:
         check_shards(manifest, filesystem, base)
         root, files = absolute(source.path), [shard.file for shard in manifest.shards]
-    tables = [_read_rows(root, name, position, source) for position, name in enumerate(files)]
+    tables = [
+        _read_rows(root, name, position, source, is_packed=manifest is not None) for position, name in enumerate(files)
+    ]
     table = pa.concat_tables(tables)
     if not len(table):
         raise UserError(f"{where}: no row in {len(files)} Parquet files")
     fingerprint = None if manifest is None else manifest.fingerprint
     store = ParquetStore(root, tuple(files), source.image_column, fingerprint)
-    rows = ordered_rows(table, (store,), where=where)
+    rows = ordered_rows(table, (store,), where=where, keep_order=True)
     return rows if source.splits is None else rows.with_split(*source.splits, where=where)
 
 
-def _read_rows(root: str, name: str, position: int, source: ParquetSource) -> pa.Table:
+def _read_rows(root: str, name: str, position: int, source: ParquetSource, *, is_packed: bool) -> pa.Table:
     column_of = {
         "image_id": source.image_id_column,
         "person_id": source.person_id_column,
@@ -69,12 +72,14 @@ def _read_rows(root: str, name: str, position: int, source: ParquetSource) -> pa
     filesystem, base = locate(root)
     path = shown(root, name)
     try:
-        with pq.ParquetFile(f"{base}/{name}", filesystem=filesystem) as file:
+        with pq.ParquetFile(f"{base}/{name}", filesystem=filesystem, page_checksum_verification=True) as file:
             _check_columns(path, file.schema_arrow, source)
             known = [column for column in column_of.values() if column in file.schema_arrow.names]
             labels = file.read(columns=known)
             group_sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
+        if is_packed and is_checksum_failure(error):
+            raise damaged_shard(root, name, "a column of labels") from None
         raise UserError(f"{path}: not a readable Parquet file: {reason(error)}") from None
     columns: dict[str, object] = {
         name: pc.cast(labels[column], pa.string()) if column in known else pa.nulls(len(labels), pa.string())

@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
@@ -10,10 +12,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import BeforeValidator
 
+from passreid_ray.config.credentials import refuse_credentials
 from passreid_ray.errors import UserError
-
-# An unescaped slash in a secret ends the host for a parser, so a host with a colon counts up to the last @.
-_CREDENTIALS = re.compile(r"(?<=://)([^/?@]*@|[^/?@]*:.*@)")
 
 _TRAILING_SLASHES = re.compile(r"(?<=[^:/])/+$")
 
@@ -27,19 +27,22 @@ def is_remote(address: str | Path) -> bool:
 
 
 def _user_address(value: object) -> object:
+    refuse_credentials(value)
     return Path(value).expanduser() if isinstance(value, str) and not is_remote(value) else value
 
 
 UserAddress = Annotated[Path | str, BeforeValidator(_user_address)]
-"""A path, in which ``~`` is the home folder, or an address such as s3://bucket/folder, which stays text."""
+"""A path, in which ``~`` is the home folder, or an address such as s3://bucket/folder, which stays text.
+
+An address that holds credentials is refused.
+"""
 
 
 def locate(address: str | Path) -> tuple[pafs.FileSystem, str]:
     """File system and path of a folder or of an address such as s3://bucket/folder; opened once per process.
 
-    An address is read as pyarrow reads it: s3:// and gs://, credentials from the environment or ``key:secret@``, and
-    options such as ``?region=...&endpoint_override=host%3Aport&scheme=http``. Raises ``UserError`` for one that it
-    cannot read.
+    An address is read as pyarrow reads it: s3:// and gs://, credentials from the environment, and options such as
+    ``?region=...&endpoint_override=host%3Aport&scheme=http``. Raises ``UserError`` for one that it cannot read.
     """
     if not is_remote(address):
         return pafs.LocalFileSystem(), str(Path(address).expanduser().resolve())
@@ -58,17 +61,46 @@ def absolute(address: str | Path) -> str:
 
 
 def shown(address: str | Path, name: str = "") -> str:
-    """``address``, or the file ``name`` below it, for people to read: without credentials and options."""
+    """``address``, or the file ``name`` below it, for people to read: without options."""
     text = str(address)
     if is_remote(text):
-        text = _TRAILING_SLASHES.sub("", _CREDENTIALS.sub("", text).partition("?")[0])
+        text = _TRAILING_SLASHES.sub("", text.partition("?")[0])
     return f"{text}/{name}" if name else text
 
 
 def reason(error: Exception) -> str:
-    """First line of what ``error`` says, without the credentials that an address in it may hold."""
-    lines = _CREDENTIALS.sub("", str(error)).splitlines()
+    """First line of what ``error`` says."""
+    lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def explained(address: str | Path) -> Iterator[None]:
+    """Raises what a disk, a bucket or the network refuses meanwhile as a ``UserError`` with ``address`` and reason."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        hint = "; check the address, the credentials and the network" if is_remote(address) else ""
+        raise UserError(f"{shown(address)}: cannot be read: {reason(error)}{hint}") from None
+
+
+def address_of(filesystem: pafs.FileSystem, path: str) -> str:
+    """What ``locate`` made ``path`` from, for people to read: without options."""
+    match filesystem.type_name:
+        case "local":
+            return path
+        case "gcs":
+            return f"gs://{path}"
+        case scheme:
+            return f"{scheme}://{path}"
+
+
+def below(address: str | Path, name: str) -> str:
+    """Address of ``name`` below ``address``; options stay at the end."""
+    if not is_remote(address):
+        return f"{address}/{name}"
+    place, mark, options = str(address).partition("?")
+    return _TRAILING_SLASHES.sub("", place) + f"/{name}{mark}{options}"
 
 
 def parent_and_name(address: str | Path) -> tuple[str, str]:

@@ -23,7 +23,7 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
-CHECKSUM_FAILED = "CRC checksum"
+_CHECKSUM_FAILED = "CRC checksum"
 """In Arrow's message about a page whose bytes are not those that were written."""
 
 
@@ -77,6 +77,19 @@ def _answers(ask: Callable[[Question], Answer], questions: Sequence[Question], t
 def threads_for(root: str) -> int:
     """Threads that reading below ``root`` is worth."""
     return BUCKET_THREADS if is_remote(root) else 1
+
+
+def is_checksum_failure(error: Exception) -> bool:
+    """Whether pyarrow raised ``error`` because a Parquet page does not hold the bytes that were written."""
+    return _CHECKSUM_FAILED in str(error)
+
+
+def damaged_shard(root: str, name: str, part: str) -> UserError:
+    """What the user is told of a packed shard when the checksum of ``part`` is not that of its bytes."""
+    return UserError(
+        f"{shown(root, name)}: {part} was edited or damaged since it was packed (its checksum is another); delete this "
+        "shard and pack again, the others are kept"
+    )
 
 
 @dataclass(frozen=True)
@@ -144,11 +157,8 @@ class ParquetStore:
         try:
             cells = _row_group_images(self.root, name, self.column, row_group).take(pa.array(rows)).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            if self.packed_fingerprint is not None and CHECKSUM_FAILED in str(error):
-                raise UserError(
-                    f"{shown(self.root, name)}: row group {row_group} was edited or damaged since it was packed (its "
-                    "checksum is another); delete this shard and pack again, the others are kept"
-                ) from None
+            if self.packed_fingerprint is not None and is_checksum_failure(error):
+                raise damaged_shard(self.root, name, f"row group {row_group}") from None
             return [BadImage(f"cannot be read: {shown(self.root, name)}: {reason(error)}")] * len(rows)
         return [cell or b"" for cell in cells]
 

@@ -26,6 +26,8 @@ MakeViews = Callable[[np.ndarray, int, str], dict[str, np.ndarray]]
 
 # Starting an execution of Ray Data takes seconds, and a plan of very many tasks takes memory.
 TASKS_PER_EXECUTION = 4096
+MAX_WINDOW_TASKS = 2
+"""Tasks of one worker that each hold a window of encoded images: one is used while the next is read."""
 SCATTERED_STEPS = 16
 """Steps that a task reads whose images lie one by one."""
 
@@ -72,8 +74,9 @@ class EncodedStream:
         """
         size = self.order.batch_size // self.world_size
         runs = self._runs(start_step, end_step)
+        max_tasks = MAX_WINDOW_TASKS if _rows(self.rows).reads_in_groups else None
         while plan := list(islice(runs, TASKS_PER_EXECUTION)):
-            yield from execute(self._read, plan, share, batch_size=size, batch_format="pyarrow")
+            yield from execute(self._read, plan, share, batch_size=size, batch_format="pyarrow", max_tasks=max_tasks)
 
     def _runs(self, start_step: int, end_step: int) -> Iterator[range]:
         """Runs of steps, each to be read by one task."""
@@ -129,7 +132,7 @@ def bad_images(batch: dict[str, np.ndarray]) -> BadImages:
 def _read_row(rows: Rows, order: Order, draw: int, number: int, make_views: MakeViews) -> dict[str, np.ndarray]:
     image_HWC, used, bad = usable_image(rows, order, draw, number)
     return {
-        **make_views(image_HWC, draw, str(rows.image_ids[used])),
+        **make_views(image_HWC, draw, str(rows.table["image_id"][used])),
         "row": np.array(used),
         "bad": np.array(json.dumps(bad) if bad else "", dtype=object),
     }

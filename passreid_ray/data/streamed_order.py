@@ -28,13 +28,14 @@ class OrderConfig(Section):
 
     streams: int | None = Field(default=None, ge=1)
     """Canonical streams that a batch is made of; the number of workers must divide it, and it must divide batch_size.
-    None: data of up to 32,768 rows are shuffled as a whole and shared by any number of workers; of more, the largest
-    number of streams up to 32 that divides batch_size."""
+    None: data of up to 32,768 rows are shuffled as a whole and shared by any number of workers, each of which reads
+    all row groups of packed data; of more, the largest number of streams up to 32 that divides batch_size."""
     window_rows: int = Field(default=1024, ge=1)
-    """Rows of one stream that are shuffled together; a reader holds them in memory."""
+    """Rows of one stream that are shuffled together. Whoever reads for a worker holds so many encoded images of each
+    of the worker's streams, and reads the next as many meanwhile."""
     rest: Rest = "drop"
     """Rows of an epoch that do not fill a batch: "drop" leaves them out (others in every epoch), "carry" puts them
-    before those of the next epoch."""
+    before those of the next epoch. Streams whose lengths differ by a row then drift apart by a row an epoch."""
 
     def build(
         self, group_starts: np.ndarray, num_rows: int, *, batch_size: int, seed: int, num_workers: int
@@ -133,8 +134,8 @@ class StreamedOrder:
         return -(-(epoch * self._length(0) + window_end) // self.rows_per_step)
 
     def substitute(self, draw: int, row: int, attempt: int) -> int:
-        """The row that takes the place of one that cannot be read: the ``attempt``-th after it in the data."""
-        return (row + attempt) % self.num_rows
+        """The row that takes the place of one that cannot be read: any of the data, for bad ones come in runs."""
+        return int(np.random.default_rng([self.seed, draw, row, attempt]).integers(self.num_rows))
 
     def _pieces(self, stream: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, rows) that ``stream`` gives to ``step``, window by window."""

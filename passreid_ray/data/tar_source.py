@@ -25,6 +25,9 @@ COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 LABELS = ("person_id", "camera_id", "split")
 
+MAX_SIDECAR_BYTES = 1_000_000
+"""A larger ``.json`` is not read."""
+
 # Headers of small members lie close together: in a bucket, reading on is cheaper than a request for each.
 REMOTE_BUFFER_BYTES = 1 << 20
 LOCAL_BUFFER_BYTES = 4096
@@ -69,9 +72,10 @@ class TarStore:
 def read_tar(source: TarSource) -> Rows:
     """Rows of all archives, whose headers and sidecars are read here.
 
-    A sidecar is a JSON object with person_id, camera_id or split, as text or whole numbers; all else in it is ignored.
-    Raises ``UserError`` for an archive that is compressed, cut off or broken, and for members that are links, devices,
-    sparse or lie outside of the archive.
+    A sidecar is a JSON object with person_id, camera_id or split, as text or whole numbers; all else in it is ignored,
+    and so is a ``.json`` that holds something else than an object or belongs to no image. Raises ``UserError`` for an
+    archive that is compressed, cut off or broken, for members that are links, devices, sparse or lie outside of the
+    archive, and for an image's sidecar that is no JSON, holds other labels or is larger than ``MAX_SIDECAR_BYTES``.
     """
     root, files = file_or_files_below(source.path, [".tar", *COMPRESSED_SUFFIXES], ".tar")
     where = shown(absolute(source.path))
@@ -106,6 +110,7 @@ def _images(root: str, file: str) -> list[_Image]:
     archive = shown(root, file)
     members: list[tuple[str, int, int]] = []
     labels_of: dict[str, dict[str, str | None]] = {}
+    faults: dict[str, UserError] = {}
     try:
         with buffered_file(
             root, file, local_buffer_bytes=LOCAL_BUFFER_BYTES, remote_buffer_bytes=REMOTE_BUFFER_BYTES
@@ -116,12 +121,18 @@ def _images(root: str, file: str) -> list[_Image]:
                 if is_image_name(name):
                     members.append((name, member.offset_data, member.size))
                 elif name.endswith(".json"):
-                    stream.seek(member.offset_data)
-                    labels_of[_key(name)] = _labels(stream.read(member.size), f"{archive}: {name}")
+                    try:
+                        labels_of[_key(name)] = _labels(_sidecar(stream, member, archive), f"{archive}: {name}")
+                    except UserError as error:
+                        faults.setdefault(_key(name), error)
     except tarfile.TarError as error:
         raise UserError(f"{archive}: not a whole tar archive: {error}; copy or pack it again") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{archive}: cannot be read: {reason(error)}") from None
+    # Only now is it known which .json lies beside an image; the others are none of ours.
+    for name, _, _ in members if faults else []:
+        if (fault := faults.get(_key(name))) is not None:
+            raise fault
     unknown: dict[str, str | None] = {}
     return [_Image(file, name, offset, size, labels_of.get(_key(name), unknown)) for name, offset, size in members]
 
@@ -154,13 +165,24 @@ def _check_uncompressed(stream: BinaryIO, archive: str) -> None:
     stream.seek(0)
 
 
+def _sidecar(stream: BinaryIO, member: tarfile.TarInfo, archive: str) -> bytes:
+    if member.size > MAX_SIDECAR_BYTES:
+        raise UserError(
+            f"{archive}: {member.name} has {member.size} bytes; an image's labels have at most {MAX_SIDECAR_BYTES}; "
+            f"keep {', '.join(LABELS)} in a .json of their own, or give the other file another suffix"
+        )
+    stream.seek(member.offset_data)
+    return stream.read(member.size)
+
+
 def _labels(text: bytes, where: str) -> dict[str, str | None]:
+    """Labels that a sidecar gives; none where it holds a list, a number or a text, which are not ours."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a JSON object with {', '.join(LABELS)}, found {type(values).__name__}")
+        return {}
     return {name: _label(values[name], f"{where}: {name}") for name in LABELS if name in values}
 
 

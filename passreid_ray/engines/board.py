@@ -100,7 +100,9 @@ class Monitor:
 
     def _on_start(self, step: int, end_step: int, **_: Any) -> None:
         self._log.restart_at(step)
-        if step:
+        if step > end_step:
+            self._progress.say(f"nothing to do: the run is at step {step}, these settings end at step {end_step}")
+        elif step:
             self._progress.say(f"continuing after step {step} of {end_step}")
         self._progress.start(step, end_step)
 

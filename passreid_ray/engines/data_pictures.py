@@ -1,5 +1,6 @@
 """Pictures of a data set before training: crops spread over it, and images that are there twice."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def write_contact_sheet(rows: Rows, numbers_N: NDArray[np.int64], num_pictures: 
         return True
     numbers_N, persons_N, cameras_N = numbers_N[is_person_N], persons_N[is_person_N], cameras_N[is_person_N]
     cameras = _most_frequent(cameras_N) if all(camera is not None for camera in cameras_N) else []
-    people = np.unique(persons_N.astype(str))
-    people = people[_spread_over(len(people), max(1, num_pictures // (len(cameras) or MAX_COLUMNS)))]
+    people = sorted(set(persons_N))
+    wanted = _spread_over(len(people), max(1, num_pictures // (len(cameras) or MAX_COLUMNS)))
+    people = [people[place] for place in wanted]
     places: list[list[int | None]] = []
     for person in people:
         is_own = persons_N == person
@@ -78,8 +80,8 @@ def _spread_over(total: int, count: int) -> NDArray[np.int64]:
 
 def _most_frequent(cameras_N: NDArray[np.object_]) -> list[str]:
     """The cameras with most images, in the order of their names."""
-    names, counts = np.unique(cameras_N.astype(str), return_counts=True)
-    kept = names[np.argsort(-counts, kind="stable")[:MAX_COLUMNS]].tolist()
+    counts = Counter(cameras_N)
+    kept = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_COLUMNS]
     return sorted(kept, key=lambda name: (len(name), name))
 
 

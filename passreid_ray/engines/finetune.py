@@ -56,6 +56,7 @@ def run(config: FinetuneConfig, console: Console | None = None) -> Path:
     loop_config = {
         "config": config,
         "task": ray.put(task),
+        "rows": ray.put(task.rows),
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant

@@ -79,7 +79,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     if state.step == 0:
         evaluate()
     if state.step < end_of_epochs:
-        train_epochs(tuning, state, config, task, evaluate)
+        train_epochs(tuning, state, config, task, loop_config["rows"], evaluate)
     mining: Mining | None = loop_config["mining"]
     if mining is not None and state.step < end_of_epochs + config.ranking.steps:
         train_ranking(tuning, state, config, task, mining, evaluate)
@@ -111,7 +111,7 @@ def load_checkpoint(
 
 
 def train_epochs(
-    tuning: TuningRun, state: FinetuneState, config: FinetuneConfig, task: LabelledTask, evaluate: Any
+    tuning: TuningRun, state: FinetuneState, config: FinetuneConfig, task: LabelledTask, rows: Any, evaluate: Any
 ) -> None:
     """The epochs of the weighted losses, or those that are left of them."""
     worker, per_epoch = tuning.worker, steps_per_epoch(config, task)
@@ -121,7 +121,7 @@ def train_epochs(
         task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
     )
     view = make_view(config, task, state.network.model)
-    stream = Stream(ray.put(task.rows), order, view, worker.rank, worker.world_size)
+    stream = Stream(rows, order, view, worker.rank, worker.world_size)
     settings = step_settings(config)
     meter = Meter(worker, config.batch_size)
     batches = stream.batches(state.step, end, data_share(worker.world_size))

@@ -16,6 +16,7 @@ from rich.console import Console
 from passreid_ray.engines.board import Board, Monitor
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
+from passreid_ray.engines.task_errors import users_mistake
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import RunLog
 
@@ -114,19 +115,11 @@ class _Guarded:
         try:
             self._train_worker(loop_config)
         except Exception as error:
-            reason = _user_error(error)
+            # A task that died is no mistake: another attempt may have the memory or the machine that was missing.
+            reason = users_mistake(error)
             if reason is not None:
                 ray.get(self._board.stop.remote(str(reason)))
             raise
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The ``UserError`` that ``error`` is or was caused by, on this worker or in a task."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,12 +1,11 @@
 """What is known of an image once it was read: a record of 46 bytes, so that millions of them fit in memory."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from passreid_ray.data import BadImage, Rows, decode_image
 from passreid_ray.data.image_hash import difference_hash, prefix_of
+from passreid_ray.engines.image_pieces import read_in_pieces
 
 FORMATS = ("bad", "JPEG", "PNG", "BMP", "GIF", "WebP", "TIFF")
 FACTS = np.dtype(
@@ -26,8 +25,6 @@ GREY_SPREAD = 3.0
 """Below this mean difference of largest and smallest channel an image is grey; JPEG tints grey ones by 1 or 2."""
 MAX_MEASURED_PX = 256
 """Brightness, contrast and colour are measured on at most so many rows and columns, spread over the image."""
-CHUNK_ROWS = 64
-"""Images whose bytes are in memory at one time."""
 
 
 def look_at_rows(
@@ -37,7 +34,7 @@ def look_at_rows(
     numbers = numbers_N[block]
     facts_N = np.zeros(len(numbers), FACTS)
     bad: list[tuple[int, str]] = []
-    for position, data in enumerate(_read(rows, numbers)):
+    for position, data in enumerate(read_in_pieces(rows, numbers)):
         try:
             if isinstance(data, BadImage):
                 raise data
@@ -66,11 +63,6 @@ def look_at(data: bytes) -> NDArray[np.void]:
     facts["prefix"] = prefix_of(data)
     facts["dhash"] = difference_hash(pixels_HWC)
     return facts
-
-
-def _read(rows: Rows, numbers: NDArray[np.int64]) -> Iterator[bytes | BadImage]:
-    for start in range(0, len(numbers), CHUNK_ROWS):
-        yield from rows.read_many(numbers[start : start + CHUNK_ROWS])
 
 
 def _format(data: bytes) -> int:

@@ -21,6 +21,7 @@ from passreid_ray.data import JoinedSource, Rows, Source, SyntheticSource, open_
 from passreid_ray.data.known_sets import check_known_set
 from passreid_ray.data.packed import check_shards, read_manifest
 from passreid_ray.data.parquet import ParquetSource
+from passreid_ray.data.rows import join_rows
 from passreid_ray.data.storage import locate
 from passreid_ray.engines.data_pictures import write_contact_sheet, write_duplicates
 from passreid_ray.engines.data_report import DataReport, Finding, TrainingPlan, findings
@@ -73,7 +74,7 @@ def run(config: InspectConfig, console: Console | None = None) -> DataReport:
         UserError: the data cannot be opened, or, after all is written, the first finding that is an error.
     """
     console = console or Console(highlight=False, soft_wrap=True)
-    rows = open_rows(config.data)
+    rows, known_set = opened(config.data)
     check_packed(config.data, verify=config.verify)
     check_writable(config.output, "output")
     (config.output / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
@@ -91,7 +92,7 @@ def run(config: InspectConfig, console: Console | None = None) -> DataReport:
         images=count_images(facts_N, [reason for _, reason in bad]),
         duplicates=count_duplicates(facts_N, rows.person_ids[numbers_N], rows.splits[numbers_N]),
         labels=count_labels(rows, config.plan.images_per_identity),
-        known_set=tuple(known_set_lines(config.data, rows)),
+        known_set=tuple(known_set),
     )
     found = findings(report, config.plan)
     _write_lines(config.output / QUARANTINE_FILE, quarantine_records(rows, bad))
@@ -107,6 +108,16 @@ def run(config: InspectConfig, console: Console | None = None) -> DataReport:
     if found and found[0].level == "error":
         raise UserError(f"data: {found[0].text}")
     return report
+
+
+def opened(source: Source) -> tuple[Rows, list[str]]:
+    """The rows, and what their figures say of well-known public sets; joined sources are asked one by one."""
+    if not isinstance(source, JoinedSource):
+        rows = open_rows(source)
+        return rows, check_known_set(rows, source.kind)
+    parts = [open_rows(part) for part in source.sources]
+    lines = [check_known_set(rows, part.kind) for rows, part in zip(parts, source.sources, strict=True)]
+    return join_rows(parts), [f"{line} (data.sources.{n})" for n, own in enumerate(lines) for line in own]
 
 
 def check_packed(source: Source, *, verify: bool) -> None:
@@ -149,14 +160,6 @@ def look_at_images(
     """``(N,)`` ``FACTS`` of the rows ``numbers_N``, and (row number, reason) of those that cannot be used."""
     found = blocks.collect("images", look_at_rows, rows, numbers_N)
     return np.concatenate([facts for facts, _ in found]), [each for _, bad in found for each in bad]
-
-
-def known_set_lines(source: Source, rows: Rows) -> list[str]:
-    """What the figures say of well-known public sets; joined sources are asked one by one."""
-    if isinstance(source, JoinedSource):
-        lines = [check_known_set(open_rows(part), part.kind) for part in source.sources]
-        return [f"{line} (data.sources.{n})" for n, own in enumerate(lines) for line in own]
-    return check_known_set(rows, source.kind)
 
 
 def quarantine_records(rows: Rows, bad: Sequence[tuple[int, str]]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Who is in the data, by how many cameras and in which split; pure functions of the labels."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,43 +67,71 @@ class LabelCounts:
     """Queries whose person is not in the gallery, or only under the query's own camera; None without both splits."""
 
 
+@dataclass(frozen=True)
+class _Coded:
+    """A column as numbers: long labels are there once, and nothing is made a Python object for each row."""
+
+    codes_N: NDArray[np.int64]
+    """``(N,)`` positions in ``names``, -1 where unknown."""
+    names: list[str]
+
+    def is_one_of(self, *names: str | None) -> NDArray[np.bool_]:
+        """``(N,)``: which rows have one of ``names``; None is an unknown one."""
+        is_wanted = np.array([*(name in names for name in self.names), None in names], bool)
+        return is_wanted[self.codes_N]  # -1 is the last
+
+
 def count_labels(rows: Rows, images_per_identity: int) -> LabelCounts:
     """Counts of all ``rows``; ``images_per_identity`` is the K of P x K batches."""
-    person_N, camera_N = _codes(rows.person_ids), _codes(rows.camera_ids)
-    is_junk_N = rows.person_ids == JUNK_PERSON_ID
+    person, camera, split = (_coded(rows, name) for name in ("person_id", "camera_id", "split"))
+    person_N, camera_N = person.codes_N, camera.codes_N
+    is_junk_N = person.is_one_of(JUNK_PERSON_ID)
     is_person_N = (person_N >= 0) & ~is_junk_N
-    is_training_N = _in_splits(rows.splits, TRAINING_SPLITS)
-    names, counts = np.unique([str(name or NO_SPLIT) for name in rows.splits], return_counts=True)
-    tuned = np.unique(person_N[is_person_N & _in_splits(rows.splits, ("train", "val"))])
-    tested = np.unique(person_N[is_person_N & _in_splits(rows.splits, (QUERY, GALLERY))])
-    is_query_N, is_gallery_N = (is_person_N & (rows.splits == split) for split in (QUERY, GALLERY))
-    has_both = QUERY in names and GALLERY in names
+    is_training_N = split.is_one_of(*TRAINING_SPLITS)
+    is_query_N, is_gallery_N = (is_person_N & split.is_one_of(name) for name in (QUERY, GALLERY))
+    tuned = np.unique(person_N[is_person_N & split.is_one_of("train", "val")])
+    tested = np.unique(person_N[is_query_N | is_gallery_N])
+    has_both = {QUERY, GALLERY} <= set(split.names)
     return LabelCounts(
         images=len(rows),
         junk_images=int(is_junk_N.sum()),
         unlabelled_images=int((person_N < 0).sum()),
         images_without_camera=int((camera_N < 0).sum()),
-        splits=dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        splits=_count_splits(split),
         people=_count_people(person_N[is_person_N], camera_N[is_person_N], images_per_identity),
         training=_count_people(
             person_N[is_person_N & is_training_N], camera_N[is_person_N & is_training_N], images_per_identity
         ),
         training_images=int((is_training_N & ~is_junk_N).sum()),
-        cameras=_count_cameras(rows.camera_ids, camera_N, person_N, is_person_N),
+        cameras=_count_cameras(camera, person_N, is_person_N),
         people_in_training_and_test=len(np.intersect1d(tuned, tested)),
         queries=int(is_query_N.sum()),
         queries_without_match=_num_unmatched(person_N, camera_N, is_query_N, is_gallery_N) if has_both else None,
     )
 
 
+def _coded(rows: Rows, name: str) -> _Coded:
+    column = rows.table[name].dictionary_encode().combine_chunks()
+    return _Coded(column.indices.fill_null(-1).to_numpy().astype(np.int64), column.dictionary.to_pylist())
+
+
+def _count_splits(split: _Coded) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    images = np.bincount(split.codes_N + 1, minlength=len(split.names) + 1).tolist()
+    for name, own_images in zip([None, *split.names], images, strict=True):
+        counts[name or NO_SPLIT] += own_images
+    return {name: counts[name] for name in sorted(counts) if counts[name]}
+
+
 def _count_people(person_N: NDArray[np.int64], camera_N: NDArray[np.int64], images_per_identity: int) -> PeopleCounts:
-    _, inverse_N, images_I = np.unique(person_N, return_inverse=True, return_counts=True)
+    images = np.bincount(person_N)
+    is_there = images > 0
+    images_I = images[is_there]
     if not len(images_I):
         return PeopleCounts(0, 0, 0.0, 0, 0, 0, None, None)
     cameras_I = None
     if (camera_N >= 0).all():
-        pairs = np.unique(np.stack([inverse_N, camera_N]), axis=1)
-        cameras_I = np.bincount(pairs[0], minlength=len(images_I))
+        cameras_I = _num_partners(person_N, camera_N, len(images))[is_there]
     return PeopleCounts(
         people=len(images_I),
         images_min=int(images_I.min()),
@@ -116,19 +145,21 @@ def _count_people(person_N: NDArray[np.int64], camera_N: NDArray[np.int64], imag
 
 
 def _count_cameras(
-    camera_ids: NDArray[np.object_],
-    camera_N: NDArray[np.int64],
-    person_N: NDArray[np.int64],
-    is_person_N: NDArray[np.bool_],
+    camera: _Coded, person_N: NDArray[np.int64], is_person_N: NDArray[np.bool_]
 ) -> dict[str, CameraCounts]:
-    numbers, firsts, images = np.unique(camera_N, return_index=True, return_counts=True)
-    pairs = np.unique(np.stack([camera_N, person_N])[:, is_person_N], axis=1)
-    people = dict(zip(*(part.tolist() for part in np.unique(pairs[0], return_counts=True)), strict=True))
-    return {
-        str(camera_ids[firsts[place]]): CameraCounts(int(images[place]), people.get(int(numbers[place]), 0))
-        for place in np.argsort(-images, kind="stable")
-        if numbers[place] >= 0
-    }
+    is_known_N = camera.codes_N >= 0
+    size = len(camera.names)
+    images = np.bincount(camera.codes_N[is_known_N], minlength=size).tolist()
+    is_counted_N = is_known_N & is_person_N
+    people = _num_partners(camera.codes_N[is_counted_N], person_N[is_counted_N], size).tolist()
+    order = sorted(range(size), key=lambda code: (-images[code], camera.names[code]))
+    return {camera.names[code]: CameraCounts(images[code], people[code]) for code in order}
+
+
+def _num_partners(left_N: NDArray[np.int64], right_N: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """``(size,)``: with how many different values of ``right_N`` each of 0, 1, ... occurs in ``left_N``."""
+    num_right = int(right_N.max(initial=0)) + 1
+    return np.bincount(np.unique(left_N * num_right + right_N) // num_right, minlength=size)
 
 
 def _num_unmatched(
@@ -145,16 +176,3 @@ def _num_unmatched(
     cameras_of_person = np.bincount(seen // num_cameras, minlength=int(person_N.max(initial=0)) + 1)
     is_own_seen = np.isin(person_N[is_query_N] * num_cameras + camera_N[is_query_N], seen)
     return int((cameras_of_person[person_N[is_query_N]] == is_own_seen).sum())
-
-
-def _in_splits(splits_N: NDArray[np.object_], names: tuple[str | None, ...]) -> NDArray[np.bool_]:
-    return np.array([split in names for split in splits_N], bool)
-
-
-def _codes(values_N: NDArray[np.object_]) -> NDArray[np.int64]:
-    """``(N,)`` numbers of the different values, -1 for None."""
-    is_known_N = np.array([value is not None for value in values_N], bool)
-    codes_N = np.full(len(values_N), -1, np.int64)
-    if is_known_N.any():
-        codes_N[is_known_N] = np.unique(values_N[is_known_N].astype(str), return_inverse=True)[1]
-    return codes_N

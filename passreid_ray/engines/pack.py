@@ -4,12 +4,10 @@ Reads from top to bottom in the order it runs: settings, ``run``, the folder, du
 A stopped job goes on from the finished shards. Looking for duplicates takes about 40 bytes of memory for each row.
 """
 
-import errno
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,24 +17,26 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from pydantic import Field
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from passreid_ray.config import Section
 from passreid_ray.data import JUNK_PERSON_ID, BadImage, Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.decode import MIN_SIDE_PX
 from passreid_ray.data.image_hash import repeats
 from passreid_ray.data.manifest import MANIFEST_FILE, BadRow, Manifest, Sidecar, fingerprint_of
-from passreid_ray.data.pack_folder import PackFolder, claim
-from passreid_ray.data.packed import write_whole
+from passreid_ray.data.pack_folder import PackFolder, claim, pack_folder
 from passreid_ray.data.rows import GROUP_ROWS
-from passreid_ray.data.storage import UserAddress, is_remote, locate, reason, shown
+from passreid_ray.data.storage import UserAddress, is_remote, locate, shown
+from passreid_ray.engines.image_pieces import read_in_pieces
+from passreid_ray.engines.pack_disk import output_errors, size_text, warn_when_disk_is_small
+from passreid_ray.engines.pack_progress import PackProgress
 from passreid_ray.engines.pack_shard import ImageRule, ShardTask, hash_rows, pack_image, pack_shard
-from passreid_ray.engines.progress import LINE_SECONDS
+from passreid_ray.engines.precheck import check_readable
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect
 from passreid_ray.engines.row_blocks import MAX_TASK_RETRIES
-from passreid_ray.engines.run_folder import check_writable
+from passreid_ray.engines.shard_layout import ShardLayout
+from passreid_ray.engines.task_errors import user_error
 from passreid_ray.errors import UserError
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -48,10 +48,10 @@ HASH_ROWS = 16384
 NUM_SAMPLED = 64
 NUM_NAMED = 3
 STOP_SECONDS = 30.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a full disk and a full quota raise."""
-NOT_CONTENT = {"output", "max_bad_share"}
-"""Settings that change no shard, so that a restart may change them."""
+S3_SHARD_BYTES = 4e9
+"""S3 refuses to rename what is larger than 5 GB; sizes are estimated from a sample."""
+NOT_CONTENT = {"data", "output", "max_bad_share"}
+"""Settings that a restart may change. Data that was moved has the same fingerprint, other data has not."""
 
 
 class PackConfig(Section):
@@ -62,9 +62,9 @@ class PackConfig(Section):
     output: UserAddress = Path("outputs/packed")
     """Folder for the shards, which all nodes must share, or an address such as s3://bucket/folder."""
     rows_per_group: int = Field(default=GROUP_ROWS, ge=1)
-    """Images in a row group, the smallest piece that is read at a time."""
+    """Images in a row group, the smallest piece that is read at a time; large images fill it at 32 MB."""
     groups_per_shard: int = Field(default=128, ge=1)
-    """Row groups in a shard, the piece that one task writes."""
+    """Row groups in a shard, the piece that one task writes. S3 takes no shard above 5 GB: fewer for large images."""
     longest_side_px: int | None = Field(default=None, ge=MIN_SIDE_PX)
     """Images with a longer side are shrunk to it and written as JPEG; none: all images keep their bytes."""
     jpeg_quality: int = Field(default=95, ge=1, le=100)
@@ -85,103 +85,75 @@ def run(config: PackConfig, console: Console | None = None) -> Manifest:
 
     Raises:
         UserError: the output is of other data or settings or cannot be written, the disk is full, or too many images
-            cannot be used; finished shards stay.
+            cannot be used, which is looked at in a few images first; finished shards stay.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     rows = open_rows(config.data)
-    folder = claimed(config, rows)
-    finished = folder.finished(num_shards(config, len(rows)))
-    bytes_per_row = sampled_bytes_per_row(rows, config)
+    check_readable(rows, config.max_bad_share)
+    layout = ShardLayout(len(rows), config.rows_per_shard, sampled_bytes_per_row(rows, config))
+    check_shard_size(config, layout)
+    folder, finished = claimed(config, rows, layout)
     if finished:
-        console.print(f"{len(finished):,} of {num_shards(config, len(rows)):,} shards are there and stay", markup=False)
-    warn_when_disk_is_small(folder, bytes_per_row * rows_left(config, len(rows), finished), console)
+        console.print(f"{len(finished):,} of {layout.num_shards:,} shards are there and stay", markup=False)
+    warn_when_disk_is_small(folder, layout.bytes_left(finished), console)
     connect(WorkersConfig())
     start = time.monotonic()
     rows_ref = ray.put(rows)
-    with PackProgress(console) as progress:
+    with output_errors(folder, layout), PackProgress(console) as progress:
         repeats_M2 = found_repeats(config, folder, rows_ref, len(rows), progress)
-        sidecars = packed_shards(config, folder, rows_ref, len(rows), repeats_M2, finished, bytes_per_row, progress)
+        sidecars = packed_shards(config, folder, rows_ref, layout, repeats_M2, finished, progress)
     bad, duplicates_D = left_out([row for sidecar in sidecars for row in sidecar.bad], repeats_M2, rows)
     lines = [json.dumps({"image_id": row.image_id, "reason": row.reason}) + "\n" for row in bad]
-    _write(folder, QUARANTINE_FILE, "".join(lines).encode())
-    check_bad(bad, len(rows), config)
-    manifest = manifest_of(config, rows, sidecars, bad, duplicates_D)
-    _write(folder, MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    with output_errors(folder, layout):
+        folder.write(QUARANTINE_FILE, "".join(lines).encode())
+        check_bad(bad, len(rows), config)
+        manifest = manifest_of(config, rows, sidecars, bad, duplicates_D)
+        folder.write(MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
     new_rows = sum(sidecar.shard.rows for number, sidecar in enumerate(sidecars) if number not in finished)
-    console.print(summary(config, manifest, new_rows / (time.monotonic() - start)), markup=False)
+    is_new = len(finished) < layout.num_shards
+    console.print(summary(config, manifest, new_rows / (time.monotonic() - start) if is_new else None), markup=False)
     return manifest
 
 
-def claimed(config: PackConfig, rows: Rows) -> PackFolder:
-    """The output folder, marked as that of this data and these settings."""
-    if not is_remote(config.output):
-        if Path(config.output).is_file():
-            raise UserError(f"output: {config.output} is a file; give a folder")
-        check_writable(Path(config.output), "output")
-    settings = {name: value for name, value in written_settings(config).items() if name not in NOT_CONTENT}
-    try:
-        return claim(config.output, rows.fingerprint(), settings)
-    except OSError as error:
-        raise UserError(f"output: {shown(config.output)} cannot be used: {reason(error)}") from None
+def check_shard_size(config: PackConfig, layout: ShardLayout) -> None:
+    """Raise ``UserError`` with a fitting ``groups_per_shard`` when S3 would refuse shards of this size."""
+    shard_bytes = layout.bytes_per_row * min(layout.rows_per_shard, layout.num_rows)
+    if str(config.output).startswith("s3://") and shard_bytes > S3_SHARD_BYTES:
+        fitting = max(1, int(S3_SHARD_BYTES / (layout.bytes_per_row * config.rows_per_group)))
+        raise UserError(
+            f"groups_per_shard: a shard of {config.groups_per_shard} x {config.rows_per_group} images would take "
+            f"about {size_text(shard_bytes)}, and S3 takes no shard above 5 GB; set groups_per_shard={fitting}"
+        )
 
 
-def written_settings(config: PackConfig) -> dict[str, Any]:
-    """The settings as they are written to disk: addresses without credentials."""
-
-    def without_credentials(value: Any) -> Any:
-        match value:
-            case dict():
-                return {key: without_credentials(own) for key, own in value.items()}
-            case list():
-                return [without_credentials(own) for own in value]
-            case str() if is_remote(value):
-                return shown(value)
-            case _:
-                return value
-
-    return without_credentials(config.model_dump(mode="json"))
-
-
-def num_shards(config: PackConfig, num_rows: int) -> int:
-    """How many shards ``num_rows`` make."""
-    return -(-num_rows // config.rows_per_shard)
-
-
-def shard_rows(config: PackConfig, num_rows: int, number: int) -> slice:
-    """Rows of the source that shard ``number`` is made of."""
-    return slice(number * config.rows_per_shard, min((number + 1) * config.rows_per_shard, num_rows))
-
-
-def rows_left(config: PackConfig, num_rows: int, finished: dict[int, Sidecar]) -> int:
-    """Rows of the shards that are not finished."""
-    owns = [shard_rows(config, num_rows, number) for number in finished]
-    return num_rows - sum(own.stop - own.start for own in owns)
+def claimed(config: PackConfig, rows: Rows, layout: ShardLayout) -> tuple[PackFolder, dict[int, Sidecar]]:
+    """The output folder, marked as that of this data and these settings, and its finished shards."""
+    if not is_remote(config.output) and Path(config.output).is_file():
+        raise UserError(f"output: {config.output} is a file; give a folder")
+    settings = config.model_dump(mode="json", exclude=NOT_CONTENT)
+    fingerprint = rows.fingerprint()
+    with output_errors(pack_folder(config.output, fingerprint, settings), layout):
+        folder = claim(config.output, fingerprint, settings)
+        return folder, folder.finished(layout.num_shards)
 
 
 def sampled_bytes_per_row(rows: Rows, config: PackConfig) -> float:
-    """Mean size of a few packed images spread over ``rows``; 0 when none of them can be used."""
+    """Mean size of a few packed images spread over ``rows``; ``UserError`` when none of them can be packed."""
     numbers = np.unique(np.linspace(0, len(rows) - 1, num=NUM_SAMPLED, dtype=np.int64))
-    sizes = []
-    for data in rows.read_many(numbers):
+    sizes, reasons = [], []
+    for number, data in zip(numbers.tolist(), read_in_pieces(rows, numbers), strict=True):
         try:
-            if not isinstance(data, BadImage):
-                sizes.append(len(pack_image(data, image_rule(config)).data))
-        except BadImage:
-            continue
-    return float(np.mean(sizes)) if sizes else 0.0
-
-
-def warn_when_disk_is_small(folder: PackFolder, needed_bytes: float, console: Console) -> None:
-    """Say so when a local disk has less room than the shards will likely take; sizes are estimated, so go on."""
-    if is_remote(folder.address):
-        return
-    free_bytes = shutil.disk_usage(folder.root).free
-    if needed_bytes > free_bytes:
-        console.print(
-            f"warning: about {size_text(needed_bytes)} will be written to {folder.root}, which has "
-            f"{size_text(free_bytes)} free",
-            markup=False,
+            if isinstance(data, BadImage):
+                raise data
+            sizes.append(len(pack_image(data, image_rule(config)).data))
+        except BadImage as error:
+            reasons.append(f"{rows.table['image_id'][number].as_py()}: {error.reason}")
+    if not sizes:
+        raise UserError(
+            f"data: none of the {len(numbers)} images looked at can be packed, the first: {reasons[0]}; check the "
+            "data's path and longest_side_px"
         )
+    return float(np.mean(sizes))
 
 
 def image_rule(config: PackConfig) -> ImageRule:
@@ -190,7 +162,7 @@ def image_rule(config: PackConfig) -> ImageRule:
 
 
 def found_repeats(
-    config: PackConfig, folder: PackFolder, rows: ray.ObjectRef, num_rows: int, progress: "PackProgress"
+    config: PackConfig, folder: PackFolder, rows: ray.ObjectRef, num_rows: int, progress: PackProgress
 ) -> NDArray[np.int64]:
     """Rows that repeat an earlier one's bytes and that row, ``(M, 2)``; none unless ``config.drop_duplicates``."""
     if not config.drop_duplicates:
@@ -208,7 +180,7 @@ def found_repeats(
     pairs_M2 = repeats(prefixes_N2)
     file = BytesIO()
     np.save(file, pairs_M2)
-    _write(folder, DUPLICATES_FILE, file.getvalue())
+    folder.write(DUPLICATES_FILE, file.getvalue())
     return pairs_M2
 
 
@@ -216,19 +188,21 @@ def packed_shards(
     config: PackConfig,
     folder: PackFolder,
     rows: ray.ObjectRef,
-    num_rows: int,
+    layout: ShardLayout,
     repeats_M2: NDArray[np.int64],
-    finished: dict[int, Sidecar],
-    bytes_per_row: float,
-    progress: "PackProgress",
+    finished: Mapping[int, Sidecar],
+    progress: PackProgress,
 ) -> list[Sidecar]:
-    """Sidecars of all shards in their order, once those that are not ``finished`` are written."""
+    """Sidecars of all shards in their order, once those that are not ``finished`` are written.
+
+    Of fewer shards when so many images are bad that the others cannot change what ``check_bad`` says.
+    """
     sidecars = dict(finished)
 
     def calls() -> Iterator[tuple[int, tuple[Any, ...]]]:
-        for number in range(num_shards(config, num_rows)):
+        for number in range(layout.num_shards):
             if number not in finished:
-                own = shard_rows(config, num_rows, number)
+                own = layout.rows_of(number)
                 first, end = np.searchsorted(repeats_M2[:, 0], (own.start, own.stop))
                 task = ShardTask(
                     number=number,
@@ -240,58 +214,28 @@ def packed_shards(
                 )
                 yield number, (rows, task, folder.address)
 
-    progress("packing", num_rows - rows_left(config, num_rows, sidecars), num_rows)
-    try:
-        for number, sidecar in _in_flight(_pack_task, calls()):
+    progress("packing", layout.num_rows - layout.rows_left(sidecars), layout.num_rows)
+    num_bad = sum(len(sidecar.bad) for sidecar in sidecars.values())
+    with closing(_in_flight(_pack_task, calls())) as packed:
+        while not is_hopeless(num_bad, layout.num_rows, config) and (found := next(packed, None)) is not None:
+            number, sidecar = found
             sidecars[number] = sidecar
-            done = num_rows - rows_left(config, num_rows, sidecars)
-            progress("packing", done, num_rows, sidecar.shard.bytes)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise _unwritable(folder, error) from None
-        # Shards that other tasks finished meanwhile count too.
-        sidecars = folder.finished(num_shards(config, num_rows))
-        raise UserError(full_disk(folder, config, num_rows, sidecars, bytes_per_row)) from None
-    return [sidecars[number] for number in range(num_shards(config, num_rows))]
-
-
-def full_disk(
-    folder: PackFolder, config: PackConfig, num_rows: int, finished: dict[int, Sidecar], bytes_per_row: float
-) -> str:
-    """What the user is told when no space is left: what stays, and about how much is still needed."""
-    packed_rows = sum(sidecar.shard.rows for sidecar in finished.values())
-    if packed_rows:
-        bytes_per_row = sum(sidecar.shard.bytes for sidecar in finished.values()) / packed_rows
-    needed_bytes = bytes_per_row * rows_left(config, num_rows, finished)
-    return (
-        f"output: no space left in {shown(folder.address)}; {len(finished)} of {num_shards(config, num_rows)} shards "
-        f"are whole and stay, about {size_text(needed_bytes)} are still needed; make room and run the "
-        "same command again"
-    )
-
-
-def _write(folder: PackFolder, name: str, content: bytes) -> None:
-    try:
-        write_whole(folder.filesystem, folder.path(name), content)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-
-
-def _unwritable(folder: PackFolder, error: OSError) -> UserError:
-    return UserError(
-        f"output: {shown(folder.address)} cannot be written: {reason(error)}; finished shards stay, the same "
-        "command goes on"
-    )
+            num_bad += len(sidecar.bad)
+            progress("packing", layout.num_rows - layout.rows_left(sidecars), layout.num_rows, sidecar.shard.bytes)
+    return [sidecars[number] for number in sorted(sidecars)]
 
 
 def _pack_task(rows: Rows, task: ShardTask, address: str) -> Sidecar:
     return pack_shard(rows, task, *locate(address))
 
 
-def _in_flight(function: Callable[..., Any], calls: Iterator[tuple[Any, tuple[Any, ...]]]) -> Iterator[tuple[Any, Any]]:
+def _in_flight(
+    function: Callable[..., Any], calls: Iterator[tuple[Any, tuple[Any, ...]]]
+) -> Generator[tuple[Any, Any], None, None]:
     """(key, ``function(*arguments)``) of every (key, arguments) as they finish, a few at a time as Ray tasks.
 
-    What a task raised is raised here, once no task runs any more.
+    What a task raised is raised here, once no task runs any more: ``UserError`` and ``OSError`` as they are, so that
+    the user reads one line.
     """
     task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT")(function)
     limit = max(1, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
@@ -306,8 +250,10 @@ def _in_flight(function: Callable[..., Any], calls: Iterator[tuple[Any, tuple[An
             (ready,), _ = ray.wait(list(running), num_returns=1)
             key = running.pop(ready)
             yield key, ray.get(ready)
-    except RayTaskError as error:
-        if isinstance(error.cause, OSError):
+    except RayError as error:
+        if (told := user_error(error)) is not None:
+            raise told from None
+        if isinstance(error, RayTaskError) and isinstance(error.cause, OSError):
             raise error.cause from None
         raise
     finally:
@@ -337,14 +283,19 @@ def left_out(
     return sorted([*bad, *copies], key=lambda row: row.row), repeats_M2[~repeats_bad_M, 0]
 
 
+def is_hopeless(num_bad: int, num_rows: int, config: PackConfig) -> bool:
+    """Whether more images than ``max_bad_share`` allows cannot be used."""
+    return num_bad > config.max_bad_share * num_rows
+
+
 def check_bad(bad: Sequence[BadRow], num_rows: int, config: PackConfig) -> None:
     """Raise ``UserError`` with the first reasons when more images than ``max_bad_share`` allows cannot be used."""
-    if len(bad) > config.max_bad_share * num_rows:
+    if is_hopeless(len(bad), num_rows, config):
         first = "; ".join(f"{row.image_id}: {row.reason}" for row in bad[:NUM_NAMED])
         raise UserError(
             f"{len(bad)} of {num_rows} images cannot be used, more than max_bad_share={config.max_bad_share:g} allows; "
-            f"the first: {first}. All are in {shown(config.output, QUARANTINE_FILE)}; the shards are kept: with a "
-            "larger max_bad_share none is made again"
+            f"the first: {first}. Those found are in {shown(config.output, QUARANTINE_FILE)}; finished shards stay: "
+            "with a larger max_bad_share the same command goes on"
         )
 
 
@@ -368,69 +319,17 @@ def manifest_of(
         fingerprint=fingerprint_of(shards),
         num_bad=len(bad),
         num_duplicates=len(duplicates_D),
-        settings=written_settings(config),
+        settings=config.model_dump(mode="json"),
     )
 
 
-def summary(config: PackConfig, manifest: Manifest, images_per_second: float) -> str:
-    """What the user is told at the end."""
+def summary(config: PackConfig, manifest: Manifest, images_per_second: float | None) -> str:
+    """What the user is told at the end; no speed when all shards were there."""
+    speed = "all were there" if images_per_second is None else f"{images_per_second:,.0f} images/s"
     bad = f" ({QUARANTINE_FILE})" if manifest.num_bad else ""
     return (
         f"packed:   {manifest.rows:,} images of {manifest.num_identities:,} people by {manifest.num_cameras:,} "
-        f"cameras, {size_text(manifest.bytes)} in {len(manifest.shards):,} shards, {images_per_second:,.0f} images/s\n"
+        f"cameras, {size_text(manifest.bytes)} in {len(manifest.shards):,} shards, {speed}\n"
         f"left out: {manifest.num_bad:,} bad images{bad}, {manifest.num_duplicates:,} duplicates\n"
         f"train:    python jobs/pretrain.py data.kind=parquet data.path={shown(config.output)}"
     )
-
-
-def size_text(num_bytes: float) -> str:
-    """A size for people: 12 B, 3.4 kB, 5.6 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
-
-
-class PackProgress:
-    """Images per second and bytes written: a live bar in a terminal, now and then a line anywhere else."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("starting", total=None, state="")
-        self._phase = ""
-        self._first, self._start, self._last = 0, 0.0, 0.0
-        """Images that were done when the phase began, when that was, and when the last line was."""
-        self._bytes = 0
-
-    def __enter__(self) -> "PackProgress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, phase: str, done: int, total: int, new_bytes: int = 0) -> None:
-        """``done`` of ``total`` images; ``new_bytes`` were written since the last call."""
-        now = time.monotonic()
-        if phase != self._phase:
-            self._phase, self._first, self._start, self._last, self._bytes = phase, done, now, now, 0
-            self._bar.reset(self._task, description=phase, total=total)
-        self._bytes += new_bytes
-        per_second = (done - self._first) / max(now - self._start, 1e-9)
-        state = f"{per_second:,.0f} images/s" + (f", {size_text(self._bytes)}" if self._bytes else "")
-        self._bar.update(self._task, completed=done, state=state)
-        if now - self._last >= LINE_SECONDS and not self._console.is_terminal and per_second:
-            self._last = now
-            left = timedelta(seconds=round((total - done) / per_second))
-            self._console.print(f"{phase}: {done:,} of {total:,}  {state}  {left} left", highlight=False, markup=False)

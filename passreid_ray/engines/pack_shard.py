@@ -16,9 +16,10 @@ from passreid_ray.data.decode import MIN_SIDE_PX
 from passreid_ray.data.image_hash import difference_hash, prefix_of
 from passreid_ray.data.manifest import BadRow, Sidecar
 from passreid_ray.data.packed import LABELS, SCHEMA, shard_name, sidecar_name, write_shard, write_whole
+from passreid_ray.engines.image_pieces import read_in_pieces
 
-READ_ROWS = 128
-"""Images in memory at a time besides those of the row group that fills."""
+GROUP_BYTES = 32_000_000
+"""A row group ends once its images reach this size: whoever writes or reads it holds a few times as much."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ShardTask:
     rule: ImageRule
     settings: str
     """Digest that the sidecar keeps."""
+    bytes_per_group: int = GROUP_BYTES
 
 
 def pack_image(data: bytes, rule: ImageRule) -> PackedImage:
@@ -98,32 +100,37 @@ def pack_shard(rows: Rows, task: ShardTask, filesystem: pafs.FileSystem, root: s
 def hash_rows(rows: Rows, own: slice) -> NDArray[np.uint64]:
     """First 16 bytes of the SHA-256 of every image's bytes, ``(R, 2)``; zeros where they cannot be read."""
     prefixes_R2 = np.zeros((own.stop - own.start, 2), np.uint64)
-    for numbers in _chunks(np.arange(own.start, own.stop)):
-        for number, data in zip(numbers, rows.read_many(numbers), strict=True):
-            if not isinstance(data, BadImage):
-                prefixes_R2[number - own.start] = prefix_of(data)
+    for position, data in enumerate(read_in_pieces(rows, np.arange(own.start, own.stop))):
+        if not isinstance(data, BadImage):
+            prefixes_R2[position] = prefix_of(data)
     return prefixes_R2
 
 
 def _row_groups(rows: Rows, task: ShardTask, bad: list[BadRow]) -> Iterator[pa.Table]:
-    """Tables of ``rows_per_group`` rows, the last of fewer; images that cannot be used are added to ``bad``."""
+    """Tables of ``rows_per_group`` rows, of fewer where ``bytes_per_group`` is reached and at the end.
+
+    Images that cannot be used are added to ``bad``.
+    """
     numbers = np.setdiff1d(np.arange(task.rows.start, task.rows.stop), task.left_out)
     kept: list[int] = []
     images: list[PackedImage] = []
-    for chunk in _chunks(numbers):
-        for number, data in zip(chunk.tolist(), rows.read_many(chunk), strict=True):
-            try:
-                if isinstance(data, BadImage):
-                    raise data
-                images.append(pack_image(data, task.rule))
-            except BadImage as error:
-                image_id = rows.table["image_id"][number].as_py()
-                bad.append(BadRow(row=number, image_id=image_id, reason=error.reason))
-                continue
-            kept.append(number)
-            if len(kept) == task.rows_per_group:
-                yield _table(rows, kept, images)
-                kept, images = [], []
+    num_bytes = 0
+    for number, data in zip(numbers.tolist(), read_in_pieces(rows, numbers), strict=True):
+        try:
+            if isinstance(data, BadImage):
+                raise data
+            image = pack_image(data, task.rule)
+        except BadImage as error:
+            image_id = rows.table["image_id"][number].as_py()
+            bad.append(BadRow(row=number, image_id=image_id, reason=error.reason))
+            continue
+        kept.append(number)
+        images.append(image)
+        num_bytes += len(image.data)
+        if len(kept) == task.rows_per_group or num_bytes >= task.bytes_per_group:
+            table = _table(rows, kept, images)
+            kept, images, num_bytes = [], [], 0  # before the table is written: it holds a copy
+            yield table
     if kept:
         yield _table(rows, kept, images)
 
@@ -139,8 +146,3 @@ def _table(rows: Rows, numbers: list[int], images: list[PackedImage]) -> pa.Tabl
         "dhash": [image.dhash for image in images],
     }
     return pa.table(columns, schema=SCHEMA)
-
-
-def _chunks(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, len(numbers), READ_ROWS):
-        yield numbers[first : first + READ_ROWS]

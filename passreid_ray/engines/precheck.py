@@ -1,5 +1,6 @@
 """Looking at the data before a cluster is started for it."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,7 +26,7 @@ def check_patches(patch_size: tuple[int, int], sizes_px: Mapping[str, tuple[int,
 
 
 def check_readable(rows: Rows, max_bad_share: float) -> None:
-    """Decode a few images spread over ``rows``; raises ``UserError`` when more than ``max_bad_share`` of them are bad.
+    """Decode a few images spread over ``rows``; ``UserError`` when surely more than ``max_bad_share`` of all are bad.
 
     Single bad images are met later, while training, and quarantined.
     """
@@ -36,8 +37,9 @@ def check_readable(rows: Rows, max_bad_share: float) -> None:
             rows.image(int(number))
         except BadImage as error:
             bad.append(f"{rows.image_ids[number]}: {error}")
-    # One bad image among the few that are looked at says little about the share among all.
-    if len(bad) > max(1, max_bad_share * len(numbers)) or len(bad) == len(numbers):
+    # A sample may hold more bad images than its share by chance: three standard deviations are none.
+    chance = 3 * math.sqrt(len(numbers) * max_bad_share * (1 - max_bad_share)) if len(rows) > len(numbers) else 0.0
+    if len(bad) > max(1, max_bad_share * len(numbers) + chance) or len(bad) == len(numbers):
         raise UserError(
             f"{len(bad)} of {len(numbers)} images looked at cannot be used, the first: {bad[0]}; more than "
             f"max_bad_share={max_bad_share:g} allows. Check the data's path, or raise max_bad_share"

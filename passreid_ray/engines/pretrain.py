@@ -68,6 +68,8 @@ class PretrainConfig(Section):
     """Images per step, over all workers together."""
     micro_batches: int = Field(default=1, ge=1)
     """Gradient accumulation: parts in which each worker computes its share of a batch, to save memory."""
+    checkpoint_activations: bool = False
+    """Keep only each block's input for backward, to save memory; the student's blocks are then computed twice."""
     precision: Precision = "fp32"
     """Type in which models compute; weights stay fp32."""
     student_temp: float = Field(default=0.1, gt=0)
@@ -172,7 +174,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
     worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
-    state.forward = worker.share(state.student)
+    state.forward = worker.share(state.forward)
     evaluate = partial(evaluate_teacher, state, config, ray.get(loop_config["eval_rows"]), worker)
     save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
     if worker.rank == 0:
@@ -230,6 +232,7 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
     )
     for network in (student, teacher):
         network.backbone.use_fused_attention(worker.device.type != "cpu" or config.precision == "fp32")
+    student.backbone.use_activation_checkpointing(config.checkpoint_activations)
     fp16 = config.precision == "fp16"
     return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
 

@@ -5,7 +5,6 @@ Reads from top to bottom in the order it runs: settings, ``run``, features, what
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,8 @@ def given_features(config: PseudoLabelsConfig, rows: Rows | None) -> Features:
     found = read_features(config.features)
     if rows is None:
         return found
-    if len(found.image_ids) != len(rows) or (found.image_ids != rows.image_ids).any():
+    order_N = np.argsort(rows.image_ids, kind="stable")  # a Parquet source has the order of its files
+    if len(found.image_ids) != len(rows) or (found.image_ids != rows.image_ids[order_N]).any():
         unknown = np.setdiff1d(found.image_ids.astype(str), rows.image_ids.astype(str))
         absent = np.setdiff1d(rows.image_ids.astype(str), found.image_ids.astype(str))
         example = (unknown if len(unknown) else absent)[0]
@@ -126,7 +126,11 @@ def given_features(config: PseudoLabelsConfig, rows: Rows | None) -> Features:
             f"features: {config.features} is not of this data: {len(unknown)} of its {len(found.image_ids)} image ids "
             f"are not in the data, {len(absent)} of the data's {len(rows)} not in the file, such as {example!r}"
         )
-    return replace(found, person_ids=rows.person_ids, camera_ids=rows.camera_ids)
+    features_ND, usable_N = found.features_ND, found.usable_N
+    if (order_N[1:] < order_N[:-1]).any():
+        places_N = np.argsort(order_N)
+        features_ND, usable_N = features_ND[places_N], usable_N[places_N]
+    return Features(rows.image_ids, features_ND, usable_N, found.reasons, rows.person_ids, rows.camera_ids)
 
 
 def write_labels(path: Path, image_ids: NDArray[np.object_], labels_N: NDArray[np.int64]) -> None:

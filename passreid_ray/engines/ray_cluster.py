@@ -45,8 +45,13 @@ class WorkersConfig(Section):
     """How often crashed workers are restarted from the last checkpoint; -1: without end."""
 
     def to_ray(self) -> ScalingConfig:
-        """Ray's counterpart, once Ray runs. Raises ``UserError`` when the cluster has too few GPUs."""
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        """Ray's counterpart, once Ray runs. Raises ``UserError`` when the cluster has too few CPUs or GPUs."""
+        num_gpus, num_cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        if num_cpus <= self.num_workers:
+            raise UserError(
+                f"workers.num_workers: {self.num_workers} workers take a CPU each and data needs one more; the cluster "
+                f"has {num_cpus}. Give fewer workers, or start its nodes with more --num-cpus"
+            )
         if self.use_gpu is True and num_gpus < self.num_workers:
             raise UserError(f"workers.use_gpu: {self.num_workers} workers need a GPU each, the cluster has {num_gpus}")
         use_gpu = num_gpus >= self.num_workers if self.use_gpu == "auto" else self.use_gpu

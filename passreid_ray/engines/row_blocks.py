@@ -5,8 +5,10 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from passreid_ray.engines.progress import PhaseProgress
+from passreid_ray.engines.task_errors import user_error
 
 IN_PROCESS_ROWS = 8192
 """Up to here the work is done before a Ray task would have started."""
@@ -33,11 +35,21 @@ class RowBlocks:
         return value if self._is_local else ray.put(value)
 
     def read(self, shared: Any) -> Any:
-        """What was shared."""
-        return ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
+        """What was shared, or the result of a task.
+
+        Raises ``UserError`` where the task raised one or its process died, and else what ``ray.get`` raises.
+        """
+        if not isinstance(shared, ray.ObjectRef):
+            return shared
+        try:
+            return ray.get(shared)
+        except RayError as error:
+            if (told := user_error(error)) is not None:
+                raise told from None
+            raise
 
     def collect(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
-        """``function(rows, *shared)`` of every block, in order."""
+        """``function(rows, *shared)`` of every block, in order. Raises as ``read`` does."""
         return [self.read(result) for result in self.leave(phase, function, *shared)]
 
     def leave(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:

@@ -5,11 +5,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import AfterValidator, Field
 
 from passreid_ray.config import Section, UserPath, to_toml
+from passreid_ray.config.credentials import refuse_credentials
 from passreid_ray.data.order import first_step
+from passreid_ray.data.storage import below, explained, is_remote, reason, shown
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 
@@ -30,7 +33,7 @@ class RunConfig(Section):
     """Name of the run and of its folder."""
     output: UserPath = Path("outputs")
     """Folder that holds the folders of runs: logs, resolved settings, pictures."""
-    storage: str | None = None
+    storage: Annotated[str, AfterValidator(refuse_credentials)] | None = None
     """Where checkpoints go; none: to output. A folder that all nodes share, or an s3:// or gs:// address."""
     checkpoint_every_epochs: int = Field(default=1, ge=1)
     """Epochs (when tuning: rounds) between checkpoints; the last step is always saved."""
@@ -47,7 +50,7 @@ class RunConfig(Section):
     @property
     def storage_path(self) -> str:
         """Where the folders of runs with their checkpoints are."""
-        if self.storage is not None and "://" in self.storage:
+        if self.storage is not None and is_remote(self.storage):
             return self.storage
         return str(Path(self.storage or self.output).expanduser().resolve())
 
@@ -60,28 +63,21 @@ class RunConfig(Section):
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(f"{self.storage_path}/{self.name}")
+        return CheckpointStore(below(self.storage_path, self.name))
 
 
 def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
     """Create the run's folder and write ``config`` into it.
 
-    Raises ``UserError`` when the folder or the storage cannot be written, or when a run of that name has a checkpoint
-    made from other data or with other settings under one of the dotted keys ``must_agree``.
+    Raises ``UserError`` when the folder or the storage cannot be read and written, or when a run of that name has a
+    checkpoint made from other data or with other settings under one of the dotted keys ``must_agree``.
     """
     check_writable(run.folder, "run.output")
     _check_storage(run)
-    names = run.checkpoints.names()
-    if names:
-        meta = run.checkpoints.meta(names[-1])
-        if not {"config", "fingerprint"} <= meta.keys():
-            raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
-        check_same_data(meta, fingerprint, str(run.folder))
-        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
-    filesystem, root = run.checkpoints.location()
-    # Ray's own list of checkpoints may be stale or cut short after a kill, and Ray refuses to start on it.
-    if filesystem.get_file_info(f"{root}/{RAY_SNAPSHOT}").type == pafs.FileType.File:
-        filesystem.delete_file(f"{root}/{RAY_SNAPSHOT}")
+    # Here, not in CheckpointStore: to a worker, a bucket that fails is a reason to restart, which a UserError forbids.
+    with explained(run.checkpoints.address):
+        _check_continues(run, config, must_agree, fingerprint)
+        _set_snapshot_aside(run)
     (run.folder / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
 
 
@@ -107,6 +103,23 @@ def check_writable(folder: Path, key: str) -> None:
         ) from None
 
 
+def _check_continues(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
+    names = run.checkpoints.names()
+    if names:
+        meta = run.checkpoints.meta(names[-1])
+        if not {"config", "fingerprint"} <= meta.keys():
+            raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
+        check_same_data(meta, fingerprint, str(run.folder))
+        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
+
+
+def _set_snapshot_aside(run: RunConfig) -> None:
+    filesystem, root = run.checkpoints.location()
+    # Ray's own list of checkpoints may be stale or cut short after a kill, and Ray refuses to start on it.
+    if filesystem.get_file_info(f"{root}/{RAY_SNAPSHOT}").type == pafs.FileType.File:
+        filesystem.delete_file(f"{root}/{RAY_SNAPSHOT}")
+
+
 def _check_storage(run: RunConfig) -> None:
     if run.storage is None:
         return
@@ -116,8 +129,8 @@ def _check_storage(run: RunConfig) -> None:
     try:
         filesystem, path = run.checkpoints.location()
         filesystem.create_dir(path, recursive=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"run.storage: {run.storage} cannot be used: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"run.storage: {shown(run.storage)} cannot be used: {reason(error)}") from None
 
 
 def _check_agreement(run: RunConfig, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -70,7 +70,7 @@ class TuningConfig(Section):
     @property
     def best_store(self) -> CheckpointStore:
         """The checkpoint with the highest mAP."""
-        return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/best")
+        return self.run.checkpoints.below("best")
 
 
 # Settings that decide the shapes of the weights and the order of the data, whatever is tuned.

@@ -72,6 +72,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
     loop_config = {
         "config": config,
         "task": ray.put(task),
+        "rows": ray.put(task.rows),
         "fingerprint": fingerprint,
         "eval_rows": ray.put(eval_rows),
         "checkpoints": config.run.checkpoints,  # made here, where a relative path means what the user meant
@@ -133,7 +134,6 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
     tuning.resume(partial(load_checkpoint, state, config))
     state.forward = worker.share(state.network)
-    rows_ref = ray.put(task.rows)
     eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
     if worker.rank == 0:
         worker.post("start", step=state.step, end_step=config.steps)
@@ -148,7 +148,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             labels.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
         )
         view = MakeView(config.views, config.seed)
-        train_round(tuning, state, config, Stream(rows_ref, order, view, worker.rank, worker.world_size), labels, meter)
+        stream = Stream(loop_config["rows"], order, view, worker.rank, worker.world_size)
+        train_round(tuning, state, config, stream, labels, meter)
         finished = state.round
         state.memory, state.round = None, state.round + 1
         is_last = state.round == config.rounds

@@ -102,7 +102,7 @@ class USLConfig(TuningConfig):
     @property
     def rounds_store(self) -> CheckpointStore:
         """Pseudo-labels and centroids of the rounds."""
-        return CheckpointStore(f"{self.run.storage_path}/{self.run.name}/rounds")
+        return self.run.checkpoints.below("rounds")
 
 
 MUST_AGREE = (*TUNING_MUST_AGREE, "steps_per_round", "refine.kind")

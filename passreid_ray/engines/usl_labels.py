@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from passreid_ray import distributed
 from passreid_ray.data import Rows
 from passreid_ray.data.feature_files import FeatureFiles
+from passreid_ray.data.storage import below
 from passreid_ray.engines.clustering import PseudoLabels, centroids, cluster_features
 from passreid_ray.engines.embedding import ImageInput, embed_numbers
 from passreid_ray.engines.usl_config import USLConfig
@@ -70,7 +71,7 @@ def round_labels(
     """Labels of the round that ``state`` is in: made by all workers together, or read when they were made before."""
     name = checkpoint_name(state.round)
     if name not in rounds.names():
-        files = FeatureFiles(f"{rounds.address}/features_{state.round:04d}", len(task.rows))
+        files = FeatureFiles(below(rounds.address, f"features_{state.round:04d}"), len(task.rows))
         write_features(state, config, task.rows, files, worker)
         distributed.barrier()  # every shard is there
         if worker.rank == 0:

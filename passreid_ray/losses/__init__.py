@@ -13,8 +13,9 @@ from passreid_ray.losses.identity import identity_loss
 from passreid_ray.losses.koleo import koleo_loss
 from passreid_ray.losses.mined_triplets import ranking_loss
 from passreid_ray.losses.part_distillation import mean_over_pairs, part_distillation_loss, part_distillation_terms
+from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
 from passreid_ray.losses.sparse_pairwise import SparsePositive, sparse_pairwise_loss
-from passreid_ray.losses.targets import centered_targets, sinkhorn_targets
+from passreid_ray.losses.targets import become_centered_targets, centered_targets, sinkhorn_targets
 from passreid_ray.losses.triplet import TripletDistance, triplet_loss
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "average_k_labels",
     "average_k_loss",
     "average_k_threshold",
+    "become_centered_targets",
     "centered_targets",
     "circle_loss",
     "collapse",
@@ -41,6 +43,7 @@ __all__ = [
     "mean_over_pairs",
     "part_distillation_loss",
     "part_distillation_terms",
+    "prototype_cross_entropy",
     "ranking_loss",
     "sinkhorn_targets",
     "sparse_pairwise_loss",

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ CHUNK_ROWS = 128
 """Rows whose logits exist at a time. Fewer rows read and write the prototypes more often; 65,536 prototypes: 34 MB."""
 
 _BLOCK_BYTES = 2**21
-"""Logits that the passes between the matmuls work on at a time on a CPU: they stay in its cache."""
+"""What the passes between the matmuls work on at a time on a CPU: it stays in its cache."""
 
 _GRADIENT_UNIT = 64.0
 """What gradients of logits are multiplied by on their way into a matmul: float16 would lose those of 1 / 65,536."""
@@ -26,7 +26,8 @@ _GRADIENT_UNIT = 64.0
 
 def prototype_cross_entropy(
     features_VBD: Tensor,
-    prototypes_KD: Tensor,
+    weight_v_KD: Tensor,
+    weight_g_K1: Tensor | None,
     targets_GBK: Tensor,
     *,
     student_temp: float,
@@ -34,22 +35,24 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of a token's student views against *other* teacher views; a scalar.
 
-    Equals ``part_distillation_terms`` of the logits ``features_VBD @ prototypes_KD.T``, in value and gradients, but
-    holds only ``chunk_rows`` rows of logits. The first G of the V views are the global ones; ``targets_GBK`` are the
-    teacher's distributions and get no gradient. The gradients are made together with the value, so that nothing is
-    computed twice; they are as large as the features and the prototypes. Under autocast the matmuls are done in its
-    dtype, all else in float32 (float64 is kept).
+    Prototype k is ``weight_g[k] * weight_v[k] / |weight_v[k]|``; without ``weight_g_K1`` it has length 1. Equals
+    ``part_distillation_terms`` of the logits ``features_VBD @ prototypes_KD.T``, in value and gradients, but holds only
+    ``chunk_rows`` rows of logits and no normalised prototypes. The first G of the V views are the global ones;
+    ``targets_GBK`` are the teacher's distributions and get no gradient. The gradients are made together with the
+    value, so that nothing is computed twice, and given away by the first backward: there is no second. Under autocast
+    the matmuls are done in its dtype, all else in float32 (float64 is kept).
     PASS (arXiv:2203.03931) on top of DINO (arXiv:2104.14294, section 3.1).
 
     Raises:
         ValueError: the shapes do not fit, there is no pair of different views, or ``chunk_rows`` is below 1.
+        RuntimeError: in a second backward.
     """
-    _check(features_VBD, prototypes_KD, targets_GBK, chunk_rows)
-    arguments = features_VBD, prototypes_KD, targets_GBK.detach(), student_temp, chunk_rows
-    if torch.is_grad_enabled() and (features_VBD.requires_grad or prototypes_KD.requires_grad):
+    _check(features_VBD, weight_v_KD, weight_g_K1, targets_GBK, chunk_rows)
+    arguments = features_VBD, weight_v_KD, weight_g_K1, targets_GBK.detach(), student_temp, chunk_rows
+    if torch.is_grad_enabled() and any(own is not None and own.requires_grad for own in arguments[:3]):
         return cast(Tensor, _PrototypeCrossEntropy.apply(*arguments))
     with torch.no_grad():
-        return _loss_and_gradients(*arguments, (False, False))[0]
+        return _loss_and_products(*arguments, (False, False)).loss
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
@@ -57,56 +60,111 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         features_VBD: Tensor,
-        prototypes_KD: Tensor,
+        weight_v_KD: Tensor,
+        weight_g_K1: Tensor | None,
         targets_GBK: Tensor,
         student_temp: float,
         chunk_rows: int,
     ) -> Tensor:
-        arguments = features_VBD, prototypes_KD, targets_GBK, student_temp, chunk_rows
-        loss, *gradients = _loss_and_gradients(*arguments, ctx.needs_input_grad[:2])
-        ctx.save_for_backward(*gradients)
-        return loss
+        arguments = features_VBD, weight_v_KD, weight_g_K1, targets_GBK, student_temp, chunk_rows
+        wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        found = _loss_and_products(*arguments, wanted)
+        ctx.save_for_backward(weight_v_KD, weight_g_K1)
+        ctx.found = found
+        return found.loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # Not in place: the graph may be kept for a second backward.
-        scaled = [None if own is None else own * grads[0].to(own.dtype) for own in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        if ctx.found is None:
+            raise RuntimeError("prototype_cross_entropy: a second backward; the first was given its gradients")
+        # They become the gradients in place, and nothing else may hold them: autograd would copy them.
+        found, ctx.found = cast(_Products, ctx.found), None
+        saved: tuple[Tensor, Tensor | None] = ctx.saved_tensors
+        unit = grads[0] * found.unit
+        d_features_VBD = None
+        if found.features_VBD is not None:
+            d_features_VBD = found.features_VBD.mul_(unit).to(found.features_dtype)
+        if found.weights_KD is None:
+            return d_features_VBD, None, None, None, None, None
+        d_weight_v_KD, d_weight_g_K1 = _weight_gradients(found.weights_KD, *saved, found.length_K1, unit)
+        return d_features_VBD, d_weight_v_KD, d_weight_g_K1, None, None, None
 
 
-def _loss_and_gradients(
+class _Products(NamedTuple):
+    """What the forward leaves for the backward."""
+
+    loss: Tensor
+    features_VBD: Tensor | None
+    """Gradient of the features, in ``unit``; None where it is not wanted."""
+    weights_KD: Tensor | None
+    """Gradient of the prototypes, before their normalisation, in ``unit``; None where it is not wanted."""
+    length_K1: Tensor
+    """``|weight_v|``."""
+    unit: float
+    features_dtype: torch.dtype
+
+
+def _loss_and_products(
     features_VBD: Tensor,
-    prototypes_KD: Tensor,
+    weight_v_KD: Tensor,
+    weight_g_K1: Tensor | None,
     targets_GBK: Tensor,
     student_temp: float,
     chunk_rows: int,
     wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss, and its gradients for the features and for the prototypes where ``wanted``, else None."""
+) -> _Products:
     num_views, batch = features_VBD.shape[:2]
     targets = _targets_of_views(targets_GBK, num_views)
     num_terms = (num_views - 1) * len(targets_GBK) * batch
-    scale = 1 / (_GRADIENT_UNIT * num_terms * student_temp)
-    rows_MD, weights_KD = _matmul_operands(features_VBD.flatten(0, 1), prototypes_KD)
-    d_rows_MD = torch.empty_like(at_least_float32(rows_MD)) if wanted[0] else None
-    d_weights_KD = torch.zeros_like(at_least_float32(weights_KD)) if wanted[1] else None
-    dtype = at_least_float32(rows_MD[:0]).dtype
-    buffer_RK = rows_MD.new_empty(min(chunk_rows, len(rows_MD)), len(weights_KD), dtype=dtype)
-    loss = buffer_RK.new_zeros(())
+    rows_MD = _in_matmul_dtype(features_VBD.flatten(0, 1))
+    weights_KD = _in_matmul_dtype(weight_v_KD)
     with torch.autocast(rows_MD.device.type, enabled=False):
+        length_K1 = torch.linalg.vector_norm(weight_v_KD, dim=1, keepdim=True)
+        scale_K = (1 / length_K1 if weight_g_K1 is None else weight_g_K1 / length_K1)[:, 0]
+        sharp_K = scale_K / student_temp
+        d_rows_MD = torch.empty_like(at_least_float32(rows_MD)) if wanted[0] else None
+        d_weights_KD = torch.empty_like(weight_v_KD) if wanted[1] else None
+        buffer_RK = weight_v_KD.new_empty(min(chunk_rows, len(rows_MD)), len(weights_KD))
+        loss = buffer_RK.new_zeros(())
         for first, rows_RD in zip(range(0, len(rows_MD), chunk_rows), rows_MD.split(chunk_rows), strict=True):
-            logits_RK = _scaled_logits(rows_RD, weights_KD, student_temp, buffer_RK[: len(rows_RD)])
+            logits_RK = buffer_RK[: len(rows_RD)]
+            _product(logits_RK, rows_RD, weights_KD.T, is_first=True)
             for logits_NK, targets_NK in _blocks(logits_RK, targets, first):
+                logits_NK.mul_(sharp_K)
                 loss += _block_loss(logits_NK, targets_NK, become_gradients=any(wanted))
-            d_logits_RK = logits_RK.to(rows_RD.dtype)
-            if d_rows_MD is not None:
-                d_rows_MD[first : first + chunk_rows] = d_logits_RK @ weights_KD
             if d_weights_KD is not None:
-                _add_product(d_weights_KD, d_logits_RK.T, rows_RD, scale)
-    d_features_VBD = None if d_rows_MD is None else d_rows_MD.mul_(scale).view_as(features_VBD).to(features_VBD.dtype)
-    d_prototypes_KD = None if d_weights_KD is None else d_weights_KD.to(prototypes_KD.dtype)
-    return loss / num_terms, d_features_VBD, d_prototypes_KD
+                _product(d_weights_KD, logits_RK.T.to(rows_RD.dtype), rows_RD, is_first=first == 0)
+            if d_rows_MD is not None:
+                scaled_RK = logits_RK.mul_(scale_K).to(rows_RD.dtype)
+                _product(d_rows_MD[first : first + chunk_rows], scaled_RK, weights_KD, is_first=True)
+    return _Products(
+        loss / num_terms,
+        None if d_rows_MD is None else d_rows_MD.view_as(features_VBD),
+        d_weights_KD,
+        length_K1,
+        unit=1 / (_GRADIENT_UNIT * num_terms * student_temp),
+        features_dtype=features_VBD.dtype,
+    )
+
+
+def _weight_gradients(
+    products_KD: Tensor, weight_v_KD: Tensor, weight_g_K1: Tensor | None, length_K1: Tensor, unit: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of ``weight_v`` and ``weight_g`` from those of the prototypes, which become the first in place."""
+    scale_K1 = unit / length_K1 if weight_g_K1 is None else unit * weight_g_K1 / length_K1
+    along_K1 = torch.empty_like(length_K1)
+    rows = len(weight_v_KD)
+    if weight_v_KD.device.type == "cpu":
+        rows = max(1, _BLOCK_BYTES // (weight_v_KD.shape[1] * weight_v_KD.element_size()))
+    for block in range(0, len(weight_v_KD), rows):
+        own = slice(block, block + rows)
+        products_ND, weight_v_ND, length_N1 = products_KD[own], weight_v_KD[own], length_K1[own]
+        along_N1 = torch.linalg.vecdot(products_ND, weight_v_ND)[:, None].div_(length_N1)
+        # Length has no say, so neither has the part of the gradient along the vector.
+        products_ND.addcmul_(weight_v_ND, along_N1 / length_N1, value=-1).mul_(scale_K1[own])
+        along_K1[own] = along_N1
+    return products_KD, None if weight_g_K1 is None else along_K1.mul_(unit)
 
 
 def _targets_of_views(targets_GBK: Tensor, num_views: int) -> list[Tensor]:
@@ -122,27 +180,21 @@ def _sum(targets: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, targets)  # one tensor is handed on, not copied
 
 
-def _matmul_operands(rows_MD: Tensor, weights_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in autocast's dtype where it is on, as for ``F.linear``: float64 is kept."""
-    device_type = rows_MD.device.type
-    if torch.is_autocast_enabled(device_type) and rows_MD.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-        return rows_MD.to(dtype), weights_KD.to(dtype)
-    return rows_MD, weights_KD
+def _in_matmul_dtype(tensor: Tensor) -> Tensor:
+    """``tensor`` in autocast's dtype where it is on, as for ``F.linear``: float64 is kept."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
+        return tensor.to(torch.get_autocast_dtype(device_type))
+    return tensor
 
 
-def _scaled_logits(rows_RD: Tensor, weights_KD: Tensor, student_temp: float, out_RK: Tensor) -> Tensor:
-    """Logits over the temperature, in ``out_RK``."""
-    if rows_RD.dtype == out_RK.dtype:
-        return out_RK.addmm_(rows_RD, weights_KD.T, beta=0, alpha=1 / student_temp)
-    return out_RK.copy_(rows_RD @ weights_KD.T).div_(student_temp)
-
-
-def _add_product(sum_KD: Tensor, left_KR: Tensor, right_RD: Tensor, scale: float) -> None:
-    if right_RD.dtype == sum_KD.dtype:
-        sum_KD.addmm_(left_KR, right_RD, alpha=scale)
+def _product(sum_NM: Tensor, left_NR: Tensor, right_RM: Tensor, *, is_first: bool) -> None:
+    """Add a product to ``sum_NM``, or put it there when it ``is_first``."""
+    is_half = left_NR.dtype != sum_NM.dtype
+    if is_first:
+        sum_NM.copy_(left_NR @ right_RM) if is_half else torch.mm(left_NR, right_RM, out=sum_NM)
     else:
-        sum_KD.add_(left_KR @ right_RD, alpha=scale)
+        sum_NM.add_(left_NR @ right_RM) if is_half else torch.addmm(sum_NM, left_NR, right_RM, out=sum_NM)
 
 
 def _blocks(logits_RK: Tensor, targets: Sequence[Tensor], first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -168,17 +220,22 @@ def _block_loss(logits_NK: Tensor, targets_NK: Tensor, *, become_gradients: bool
     return -log_prob_NK.mul_(targets_NK).sum()
 
 
-def _check(features_VBD: Tensor, prototypes_KD: Tensor, targets_GBK: Tensor, chunk_rows: int) -> None:
-    logits_shape = (*features_VBD.shape[:-1], len(prototypes_KD))
+def _check(
+    features_VBD: Tensor, weight_v_KD: Tensor, weight_g_K1: Tensor | None, targets_GBK: Tensor, chunk_rows: int
+) -> None:
+    logits_shape = (*features_VBD.shape[:-1], len(weight_v_KD))
     if (
         features_VBD.ndim != 3
-        or features_VBD.shape[-1:] != prototypes_KD.shape[1:]
+        or features_VBD.shape[-1:] != weight_v_KD.shape[1:]
         or logits_shape[1:] != targets_GBK.shape[1:]
         or len(features_VBD) < len(targets_GBK)
+        or (weight_g_K1 is not None and weight_g_K1.shape != (len(weight_v_KD), 1))
     ):
+        lengths = "none" if weight_g_K1 is None else tuple(weight_g_K1.shape)
         raise ValueError(
-            f"features {tuple(features_VBD.shape)}, prototypes {tuple(prototypes_KD.shape)} and targets "
-            f"{tuple(targets_GBK.shape)} do not fit: expected (V, B, D), (K, D) and (G, B, K) with V >= G"
+            f"features {tuple(features_VBD.shape)}, prototypes {tuple(weight_v_KD.shape)}, their lengths {lengths} and "
+            f"targets {tuple(targets_GBK.shape)} do not fit: expected (V, B, D), (K, D), (K, 1) or none, and (G, B, K) "
+            "with V >= G"
         )
     if len(features_VBD) < 2 or len(targets_GBK) < 1:
         raise ValueError("one global view and no local view make no pair to learn from")

@@ -21,8 +21,16 @@ def centered_targets(teacher: Sequence[Tensor], centers_TK: Tensor, teacher_temp
     for logits_GBK, center_K in zip(teacher, centers_TK.detach(), strict=True):
         if logits_GBK.shape[-1:] != center_K.shape:
             raise ValueError(f"teacher logits {tuple(logits_GBK.shape)} do not fit centers {tuple(centers_TK.shape)}")
-        targets.append(F.softmax((at_least_float32(logits_GBK.detach()) - center_K) / teacher_temp, dim=-1))
+        own_GBK = at_least_float32(logits_GBK.detach()).clone(memory_format=torch.contiguous_format)
+        targets.append(become_centered_targets(own_GBK, center_K, teacher_temp))
     return targets
+
+
+@torch.no_grad()
+def become_centered_targets(logits_GBK: Tensor, center_K: Tensor, teacher_temp: float) -> Tensor:
+    """``centered_targets`` of one token in the memory of its logits, in float32 or float64."""
+    logits_GBK.sub_(center_K).div_(teacher_temp)
+    return torch.softmax(logits_GBK, dim=-1, out=logits_GBK)
 
 
 @torch.no_grad()
@@ -37,10 +45,11 @@ def sinkhorn_targets(teacher: Sequence[Tensor], teacher_temp: float) -> list[Ten
 
 
 def _sinkhorn(mass_GBK: Tensor) -> Tensor:
+    """The targets, in the memory of ``mass_GBK``."""
     # The softmax has made rows sum to 1: Sinkhorn-Knopp does not depend on the scale of a row, and nothing overflows.
     num_images = mass_GBK.shape[0] * mass_GBK.shape[1] * world_size()
     for _ in range(SINKHORN_ITERATIONS):
         used_K = all_reduce_sum(mass_GBK.sum(dim=(0, 1)))
-        mass_GBK = mass_GBK * (num_images / mass_GBK.shape[-1] / used_K.clamp(min=torch.finfo(used_K.dtype).tiny))
-        mass_GBK = mass_GBK / mass_GBK.sum(dim=-1, keepdim=True)
+        mass_GBK.mul_(num_images / mass_GBK.shape[-1] / used_K.clamp(min=torch.finfo(used_K.dtype).tiny))
+        mass_GBK.div_(mass_GBK.sum(dim=-1, keepdim=True))
     return mass_GBK

@@ -10,14 +10,17 @@ What is special about it, compared with a plain ViT:
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from passreid_ray.errors import UserError
+from passreid_ray.models.blocks import BranchDraws, run_block
 from passreid_ray.models.ics_stem import OFFICIAL_CHANNELS, IcsStem
 from passreid_ray.models.patch_grids import checked_grids, positions_on_canvas, real_patches, without_padding
 from passreid_ray.models.positions import Grid, resize_positions, resize_positions_as_reference
@@ -75,6 +78,7 @@ class PartViT(nn.Module):
         self.patch_size: tuple[int, int] = vit.patch_embed.patch_size
         self.grid = self._grid_of(*image_size)
         self.official_pos_resize = official_pos_resize
+        self.checkpoints_activations = False
         self.drop_path_rates: list[float] = torch.linspace(0, drop_path, self.depth).tolist()
 
         # Registered in the order, under the names and with the shapes of the released backbones. Tokens stay separate
@@ -136,13 +140,22 @@ class PartViT(nn.Module):
             tokens_BND, visible_B11N = self._tokens_of_grids(images_BCHW, part_B, grids_B2)
         noise_L2B = self._drop_path_noise(tokens_BND, drop_path_noise)
         for index, (block, rate) in enumerate(zip(self._blocks(), self.drop_path_rates, strict=True)):
-            scales_2B11 = None
-            if noise_L2B is not None and rate > 0:
-                scales_2B11 = ((noise_L2B[index] >= rate) / (1 - rate)).to(tokens_BND)[..., None, None]
-            # The patches of the last block are not read, so its MLP runs on the prefix tokens only.
-            keep = None if index + 1 < self.depth else self.num_tokens if part_B is None else 2
-            tokens_BND = _run_block(block, tokens_BND, scales_2B11, keep, visible_B11N)
+            draws = None if noise_L2B is None or rate == 0 else BranchDraws(noise_L2B[index] >= rate, rate)
+            # The patches of the last block are not read.
+            num_out = None if index + 1 < self.depth else self.num_tokens if part_B is None else 2
+            run = partial(run_block, block, draws=draws, num_out=num_out, visible_B11N=visible_B11N)
+            if self.checkpoints_activations and torch.is_grad_enabled():
+                tokens_BND = cast(Tensor, checkpoint(run, tokens_BND, use_reentrant=False))
+            else:
+                tokens_BND = run(tokens_BND)
         return self.norm(tokens_BND)
+
+    def use_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only the input of each block for backward, which then computes the block again: less memory, more time.
+
+        Source: arXiv:1604.06174. The gradients are the same.
+        """
+        self.checkpoints_activations = enabled
 
     def use_fused_attention(self, enabled: bool) -> None:
         """Compute attention with torch's fused kernel (timm's default) or in plain steps; the result is the same.
@@ -162,7 +175,7 @@ class PartViT(nn.Module):
         tokens_BND = self._tokens(images_BCHW, None)
         *first_blocks, last = self._blocks()
         for block in first_blocks:
-            tokens_BND = _run_block(block, tokens_BND, None)
+            tokens_BND = run_block(block, tokens_BND)
         attn = cast(Attention, last.attn)
         batch, length, _ = tokens_BND.shape
         qkv = attn.qkv(last.norm1(tokens_BND)).reshape(batch, length, 3, attn.num_heads, attn.head_dim)
@@ -237,17 +250,3 @@ class PartViT(nn.Module):
                 f"image size {height_px}x{width_px} px is not a multiple of the patch, {patch_height}x{patch_width} px"
             )
         return height_px // patch_height, width_px // patch_width
-
-
-def _run_block(
-    block: Block,
-    tokens_BND: Tensor,
-    scales_2B11: Tensor | None,
-    keep: int | None = None,
-    visible_B11N: Tensor | None = None,
-) -> Tensor:
-    """timm's own ``Block.forward`` with the draws of its DropPath passed in; only the first ``keep`` tokens out."""
-    attention = block.ls1(block.attn(block.norm1(tokens_BND), attn_mask=visible_B11N))[:, :keep]
-    tokens_BND = tokens_BND[:, :keep] + (attention if scales_2B11 is None else attention * scales_2B11[0])
-    mlp = block.ls2(block.mlp(block.norm2(tokens_BND)))
-    return tokens_BND + (mlp if scales_2B11 is None else mlp * scales_2B11[1])

@@ -21,12 +21,22 @@ class PassModel(nn.Module):
     def forward(
         self, global_GBCHW: Tensor, local_PLBCHW: Tensor | None = None, *, drop_path_noise_L2MB: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Logits of every token over the views that show it, and the features of the global views.
+        """As ``bottlenecks``, with logits ``(V_t, B, K)`` in their place."""
+        bottlenecks, tokens_GBTD = self.bottlenecks(
+            global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=drop_path_noise_L2MB
+        )
+        rows = zip(self.head.prototypes(), bottlenecks, strict=True)
+        return [prototypes(own_VBD) for prototypes, own_VBD in rows], tokens_GBTD
 
-        Returns ``(logits, features_GBTD)``: token 0 (CLS) sees the G global views, then all local views part by part;
-        part j sees the global views, then its own L local views. ``logits[t]`` is ``(V_t, B, K)``.
-        ``drop_path_noise_L2MB`` has stochastic depth's uniform noise per block, branch, view and image.
-        Source: PASS (arXiv:2203.03931), section 3.2.
+    def bottlenecks(
+        self, global_GBCHW: Tensor, local_PLBCHW: Tensor | None = None, *, drop_path_noise_L2MB: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Each token's bottleneck over the views that show it, and the features of the global views.
+
+        Returns ``(bottlenecks, features_GBTD)``: token 0 (CLS) sees the G global views, then all local views part by
+        part; part j sees the global views, then its own L local views. ``bottlenecks[t]`` is ``(V_t, B, D)``, what
+        the prototypes of the token are compared with. ``drop_path_noise_L2MB`` has stochastic depth's uniform noise
+        per block, branch, view and image. Source: PASS (arXiv:2203.03931), section 3.2.
         """
         num_global, batch = global_GBCHW.shape[:2]
         noise = _split_noise(drop_path_noise_L2MB, num_global)
@@ -41,8 +51,8 @@ class PassModel(nn.Module):
             views[0].append(local_N2D[:, 0])
             for part, own in enumerate(local_N2D[:, 1].chunk(num_parts)):
                 views[1 + part].append(own)
-        logits = self.head([torch.cat(own) for own in views])
-        return [logits_NK.unflatten(0, (-1, batch)) for logits_NK in logits], tokens_GBTD
+        bottlenecks = self.head.bottlenecks([torch.cat(own) for own in views])
+        return [own_ND.unflatten(0, (-1, batch)) for own_ND in bottlenecks], tokens_GBTD
 
 
 def _split_noise(noise_L2MB: Tensor | None, num_global: int) -> tuple[Tensor | None, Tensor | None]:

@@ -1,6 +1,7 @@
 """Projection onto prototypes: one DINO head (arXiv:2104.14294) per token."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,10 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound)
 
     def forward(self, features_MD: Tensor) -> Tensor:
-        """Logits ``(M, K)``."""
-        return F.linear(features_MD, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+        """Logits ``(..., K)`` of features ``(..., D)``."""
+        # Scaling logits, not weights: there are many more prototypes than rows.
+        length_K1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        return F.linear(features_MD, self.weight_v) * (self.weight_g / length_K1)[:, 0]
 
 
 class PrototypeHead(nn.Module):
@@ -79,21 +82,23 @@ class PrototypeHead(nn.Module):
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Logits ``(M_t, K)`` of T tensors ``(M_t, D)``; ``M_t`` may differ between tokens and may be 0.
 
-        Pass all views of a token at once: the normalised prototypes are computed once per call.
+        Pass all views of a token at once: the lengths of the prototypes are computed once per call.
         """
-        logits = []
-        for name, features_MD in zip(token_names(self.num_tokens), tokens, strict=True):
-            bottleneck = F.normalize(self.get_submodule(f"mlp_{name}")(features_MD), dim=-1)
-            logits.append(self.get_submodule(f"last_layer_{name}")(bottleneck))
-        return logits
+        rows = zip(self.prototypes(), self.bottlenecks(tokens), strict=True)
+        return [prototypes(bottleneck_MD) for prototypes, bottleneck_MD in rows]
+
+    def bottlenecks(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Of T tensors ``(M_t, D)`` what is compared with the prototypes: ``(M_t, bottleneck_dim)``, length 1."""
+        rows = zip(token_names(self.num_tokens), tokens, strict=True)
+        return [F.normalize(self.get_submodule(f"mlp_{name}")(features_MD), dim=-1) for name, features_MD in rows]
+
+    def prototypes(self) -> list[Prototypes]:
+        """Those of each token."""
+        return [cast(Prototypes, self.get_submodule(f"last_layer_{name}")) for name in token_names(self.num_tokens)]
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """The parameters of the prototypes, which the first epochs of pre-training keep frozen."""
-        return [
-            parameter
-            for name in token_names(self.num_tokens)
-            for parameter in self.get_submodule(f"last_layer_{name}").parameters()
-        ]
+        return [parameter for prototypes in self.prototypes() for parameter in prototypes.parameters()]
 
 
 def official_head_state_dict(head: PrototypeHead) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from passreid_ray.data.storage import is_remote, locate
+from passreid_ray.data.storage import below, is_remote, locate
 from passreid_ray.train.state_files import (
     FOLDER_PREFIX,
     META_FILE,
@@ -34,6 +34,10 @@ class CheckpointStore:
     def is_remote(self) -> bool:
         """Whether ``address`` is not a folder."""
         return is_remote(self.address)
+
+    def below(self, name: str) -> "CheckpointStore":
+        """Checkpoints of another kind, in the run's folder ``name``."""
+        return CheckpointStore(below(self.address, name))
 
     def location(self, name: str = "") -> tuple[pafs.FileSystem, str]:
         """File system and path of a checkpoint, or of the run."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from passreid_ray.data.execution import Watch
+from passreid_ray.distributed import all_gather
 from passreid_ray.train.worker import WorkerContext
 
 
 class Meter:
-    """Collects over the steps of an interval; reading it is the only time the device is waited for."""
+    """Collects over the steps of an interval; only reading it waits for the device, and all workers must do that."""
 
     def __init__(self, worker: WorkerContext, batch_size: int) -> None:
         self._worker = worker
@@ -35,12 +36,16 @@ class Meter:
         losses = torch.stack(self._losses)
         mean_loss = losses[torch.isfinite(losses)].mean().item()  # waits for the device
         seconds = time.perf_counter() - self._start
+        own = [self._wait_seconds / seconds, self._worker.peak_memory_bytes(), Watch.peak_bytes]
+        # A worker that waits makes all others wait for it within their steps, where they cannot see it.
+        of_all = all_gather(torch.tensor([own], dtype=torch.float64, device=losses.device))
+        wait_W, memory_W, store_W = of_all.T.tolist()
         metrics = {
             "loss": mean_loss,
             "images_per_second": len(losses) * self._batch_size / seconds,
-            "data_wait_share": self._wait_seconds / seconds,
-            "peak_memory_bytes": float(self._worker.peak_memory_bytes()),
-            "data_object_store_bytes": float(Watch.peak_bytes),
+            "data_wait_share": max(wait_W),
+            "peak_memory_bytes": max(memory_W),
+            "data_object_store_bytes": sum(store_W),
         }
         self._restart()
         return metrics

@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from passreid_ray.train.pass_student import PassStudent
 from passreid_ray.train.precision import load_scaler
 from passreid_ray.train.state_files import require_same_tensors, tensors_below
 
@@ -21,7 +22,7 @@ class PassState:
     student: PassModel
     teacher: PassModel
     forward: nn.Module
-    """The student as the step calls it: itself, or wrapped for several workers."""
+    """The student as the step calls it: a ``PassStudent`` around it, or that wrapped for several workers."""
     centers_TK: Tensor
     optimizer: AdamW
     scaler: GradScaler
@@ -76,4 +77,4 @@ def new_state(
     dtype = next(student.parameters()).dtype
     centers_TK = torch.zeros(1 + student.backbone.num_parts, num_prototypes, device=device, dtype=dtype)
     scaler = GradScaler(device.type, enabled=fp16)
-    return PassState(student, teacher, student, centers_TK, build_optimizer(student), scaler)
+    return PassState(student, teacher, PassStudent(student), centers_TK, build_optimizer(student), scaler)

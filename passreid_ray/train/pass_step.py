@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from passreid_ray import distributed
+from passreid_ray.dtypes import at_least_float32
 from passreid_ray.losses import (
-    centered_targets,
+    become_centered_targets,
     distillation_diagnostics,
     feature_spread,
     koleo_loss,
     mean_over_pairs,
-    part_distillation_terms,
     sinkhorn_targets,
     updated_centers,
 )
@@ -39,6 +39,13 @@ class Views:
     def per_image(self) -> int:
         """Number of views of an image."""
         return self.global_BGCHW.shape[1] + self.local_BPLCHW.shape[1] * self.local_BPLCHW.shape[2]
+
+    @property
+    def pairs_per_token(self) -> list[int]:
+        """Pairs of a student view and another, global, teacher view: of CLS, then of each part."""
+        num_global, (num_parts, per_part) = self.global_BGCHW.shape[1], self.local_BPLCHW.shape[1:3]
+        num_views = [num_global + num_parts * per_part, *[num_global + per_part] * num_parts]
+        return [num_global * (views - 1) for views in num_views]
 
     def __len__(self) -> int:
         return self.global_BGCHW.shape[0]
@@ -78,27 +85,22 @@ def train_step(
     buffers = [buffer.clone() for buffer in _buffers(state)]
     set_rates(state.optimizer, lr=rates.lr, weight_decay=rates.weight_decay)
     micro_batches = views.split(settings.num_micro_batches)
-    teacher, features_GBTD = _teacher_outputs(state, micro_batches, settings.precision)
-    match settings.centering:
-        case "mean":
-            targets = centered_targets(teacher, state.centers_TK, rates.teacher_temp)
-        case "sinkhorn":
-            targets = sinkhorn_targets(teacher, rates.teacher_temp)
+    teacher = _ask_teacher(state, micro_batches, rates.teacher_temp, settings)
     backbone = state.student.backbone
     noise_L2MB = drop_path_noise(backbone, settings.seed, state.step, len(views), state.device, views.per_image)
-    loss_1T, student = _accumulate_gradients(state, micro_batches, targets, noise_L2MB, settings)
+    loss_1T, student = _accumulate_gradients(state, micro_batches, teacher.targets, noise_L2MB, settings)
 
     state.scaler.unscale_(state.optimizer)
     norm = gradient_norm(state.student.parameters())
     metrics = {"loss": loss_1T[0], "grad_norm": norm, **_named_by_token("loss", loss_1T[1:])}
     if diagnose:
-        metrics |= _diagnose(student, targets, features_GBTD, settings.student_temp)
+        metrics |= _diagnose(state, student, teacher, settings)
     # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
     is_finite = bool(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
     if is_finite:
         _apply_gradients(state, norm, rates, settings)
         update_teacher(state.teacher, state.student, rates.teacher_momentum)
-        state.centers_TK = updated_centers(state.centers_TK, teacher, settings.center_momentum)
+        state.centers_TK = updated_centers(state.centers_TK, teacher.mean_logits, settings.center_momentum)
     else:
         for buffer, saved in zip(_buffers(state), buffers, strict=True):
             buffer.copy_(saved)
@@ -110,18 +112,40 @@ def train_step(
     return metrics
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """What the teacher says of the global views of a batch."""
+
+    targets: list[Tensor]
+    """Per token distributions ``(G, B, K)``."""
+    mean_logits: list[Tensor]
+    """Per token ``(1, 1, K)``, the mean over views and images: what the centers are updated with."""
+    features_GBTD: Tensor
+
+
 @torch.no_grad()
-def _teacher_outputs(
-    state: PassState, micro_batches: Sequence[Views], precision: Precision
-) -> tuple[list[Tensor], Tensor]:
-    """The teacher on the global views of the whole batch: logits per token ``(G, B, K)``, features ``(G, B, T, D)``."""
-    logits, features = [], []
+def _ask_teacher(
+    state: PassState, micro_batches: Sequence[Views], teacher_temp: float, settings: StepSettings
+) -> _Teacher:
+    outputs = []
     for views in micro_batches:
-        with autocast(precision, state.device):
-            micro_logits, features_GBTD = state.teacher(views.global_BGCHW.transpose(0, 1))
-        logits.append(micro_logits)
-        features.append(features_GBTD)
-    return [torch.cat(own, dim=1) for own in zip(*logits, strict=True)], torch.cat(features, dim=1)
+        with autocast(settings.precision, state.device):
+            outputs.append(state.teacher.bottlenecks(views.global_BGCHW.transpose(0, 1)))
+    bottlenecks = [torch.cat(own, dim=1) for own in zip(*(own for own, _ in outputs), strict=True)]
+    targets, mean_logits = [], []
+    # Token by token, and targets in the memory of their logits: both are as large as a layer of prototypes.
+    for own_GBD, prototypes, center_K in zip(
+        bottlenecks, state.teacher.head.prototypes(), state.centers_TK, strict=True
+    ):
+        with autocast(settings.precision, state.device):
+            logits_GBK = at_least_float32(prototypes(own_GBD))
+        mean_logits.append(logits_GBK.mean(dim=(0, 1), keepdim=True))
+        match settings.centering:
+            case "mean":
+                targets.append(become_centered_targets(logits_GBK, center_K, teacher_temp))
+            case "sinkhorn":
+                targets += sinkhorn_targets([logits_GBK], teacher_temp)
+    return _Teacher(targets, mean_logits, torch.cat([features_GBTD for _, features_GBTD in outputs], dim=1))
 
 
 def _accumulate_gradients(
@@ -131,26 +155,30 @@ def _accumulate_gradients(
     noise_L2MB: Tensor | None,
     settings: StepSettings,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Backward over all micro-batches: ``(1 + T,)`` loss and loss of each token over all workers, student logits."""
+    """Backward over all micro-batches: ``(1 + T,)`` loss and loss of each token over all workers.
+
+    And the student's bottlenecks of the global views, per token ``(G, B, D)``.
+    """
     num = len(micro_batches)
     noises = [None] * num if noise_L2MB is None else noise_L2MB.chunk(num, dim=-1)
     micro_targets = zip(*(target_GBK.chunk(num, dim=1) for target_GBK in targets), strict=True)
-    losses, logits = [], []
+    losses, bottlenecks = [], []
     for index, (views, own_targets, noise) in enumerate(zip(micro_batches, micro_targets, noises, strict=True)):
         global_GBCHW, local_PLBCHW = views.global_BGCHW.transpose(0, 1), views.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
         with gradients_stay_local(state.forward, index < num - 1):
             with autocast(settings.precision, state.device):
-                student, features_GBTD = state.forward(global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=noise)
-            loss_T, num_pairs = part_distillation_terms(student, own_targets, student_temp=settings.student_temp)
-            loss = mean_over_pairs(loss_T, num_pairs)
+                loss_T, features_GBTD, own_bottlenecks = state.forward(
+                    global_GBCHW, local_PLBCHW, own_targets, noise, settings.student_temp
+                )
+            loss = mean_over_pairs(loss_T, views.pairs_per_token)
             total = loss
             if settings.koleo_weight > 0:
                 koleo = torch.stack([koleo_loss(cls_BD) for cls_BD in features_GBTD[:, :, 0]]).mean()
                 total = loss + settings.koleo_weight * koleo
             state.scaler.scale(total / num).backward()
         losses.append(torch.cat([loss[None], loss_T]).detach())
-        logits.append([own.detach() for own in student])
-    student = [torch.cat(own, dim=1) for own in zip(*logits, strict=True)]
+        bottlenecks.append(own_bottlenecks)
+    student = [torch.cat(own, dim=1) for own in zip(*bottlenecks, strict=True)]
     return distributed.all_reduce_mean(torch.stack(losses).mean(0)), student
 
 
@@ -164,11 +192,16 @@ def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings:
     state.scaler.step(state.optimizer)
 
 
+@torch.no_grad()
 def _diagnose(
-    student: Sequence[Tensor], targets: Sequence[Tensor], features_GBTD: Tensor, student_temp: float
+    state: PassState, student: Sequence[Tensor], teacher: _Teacher, settings: StepSettings
 ) -> dict[str, Tensor]:
-    diagnostics = distillation_diagnostics(student, targets, student_temp=student_temp)
-    std_T = torch.stack([feature_spread(tokens_GBD.flatten(0, 1)) for tokens_GBD in features_GBTD.unbind(2)])
+    with autocast(settings.precision, state.device):
+        rows = zip(state.student.head.prototypes(), student, strict=True)
+        logits = [prototypes(own_GBD) for prototypes, own_GBD in rows]
+    diagnostics = distillation_diagnostics(logits, teacher.targets, student_temp=settings.student_temp)
+    tokens = teacher.features_GBTD.unbind(2)
+    std_T = torch.stack([feature_spread(tokens_GBD.flatten(0, 1)) for tokens_GBD in tokens])
     return {
         **_named_by_token("teacher_entropy", diagnostics.teacher_entropy_T),
         **_named_by_token("kl", diagnostics.divergence_T),

@@ -1,5 +1,6 @@
 """From encoded images to the views of PASS, in threads of the training worker while it trains."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,8 +54,7 @@ class ViewMaker:
         """Views of one batch: a function of the seed, the draw and the image alone."""
         if self.device.type == "cpu":
             return self._make(encoded)
-        # A stream of its own, so that views are made while the step computes.
-        stream = torch.cuda.Stream(self.device)
+        stream = _side_stream(self.device)
         with torch.cuda.stream(stream):
             batch = self._make(encoded)
         stream.synchronize()
@@ -73,3 +73,14 @@ class ViewMaker:
             return torch.from_numpy(views["global_views"]), torch.from_numpy(views["local_views"])
         sizes = [tuple(image.shape[1:]) for image in decoded.images]
         return views_on_device(decoded.images, draw_views(self.config, sizes, rngs), self.config)
+
+
+_own = threading.local()
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """This thread's own stream, on which views are made while the step computes."""
+    # One for good: the allocator keeps the memory of every stream apart.
+    if not hasattr(_own, "stream"):
+        _own.stream = torch.cuda.Stream(device)
+    return _own.stream

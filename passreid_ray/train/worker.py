@@ -96,5 +96,5 @@ class WorkerContext:
     def peak_memory_bytes(self) -> int:
         """The most memory this worker has used: of its GPU where it has one, else of its process."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            return torch.cuda.max_memory_reserved(self.device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

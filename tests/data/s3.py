@@ -24,9 +24,9 @@ class Bucket:
     host: str
 
     def address(self, path: str = "", *, name: str | None = None) -> str:
-        """Address of ``path`` in this bucket, or in that called ``name``, with key and secret in it."""
+        """Address of ``path`` in this bucket, or in that called ``name``, without key and secret."""
         place = f"{name or self.name}/{path}".rstrip("/")
-        return f"s3://{KEY}:{SECRET}@{place}?endpoint_override={quote(self.host)}&scheme=http&region=us-east-1"
+        return f"s3://{place}?endpoint_override={quote(self.host)}&scheme=http&region=us-east-1"
 
     @cached_property
     def filesystem(self) -> pafs.S3FileSystem:
@@ -76,7 +76,14 @@ def s3_host() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(s3_host: str, request: pytest.FixtureRequest) -> Bucket:
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key and secret in the environment, where all that opens an address finds them."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+@pytest.fixture
+def bucket(s3_host: str, s3_keys: None, request: pytest.FixtureRequest) -> Bucket:
     """An empty bucket."""
     made = Bucket(f"bucket-{abs(hash(request.node.nodeid))}", s3_host)
     made.filesystem.create_dir(made.name)

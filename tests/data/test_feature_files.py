@@ -1,4 +1,4 @@
-"""Feature files are whole or absent, come back in the order of image_id, and wrong ones are told."""
+"""Feature files are whole or absent, come back in the order they promise, and wrong ones are told."""
 
 from pathlib import Path
 
@@ -30,6 +30,17 @@ def test_written_shards_are_not_missing_and_read_gives_all_rows_in_order(tmp_pat
     assert list(found.image_ids) == [f"i{number:05d}" for number in range(50)]
     assert np.array_equal(found.features_ND, np.arange(50, dtype=np.float32)[:, None] + np.array([0.0, 0.5]))
     assert found.usable_N.all()
+
+
+def test_shards_of_rows_that_are_not_in_the_order_of_image_id_are_read_in_that_of_the_rows(tmp_path: Path) -> None:
+    files = FeatureFiles(str(tmp_path), 20)
+    ids = [f"i{number}" for number in np.random.default_rng(0).permutation(20)]
+    for rows in files.shards():
+        values = np.array([[int(name[1:])] for name in ids[rows]], np.float32)
+        files.write(rows, ids[rows], values, [None] * len(values))
+    found = files.read()
+    assert found.image_ids.tolist() == ids
+    assert found.features_ND[:, 0].tolist() == [int(name[1:]) for name in ids]
 
 
 def test_large_data_has_shards_of_a_fixed_size() -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,26 @@ def test_a_relative_root_is_found_from_any_working_folder(tmp_path: Path, monkey
     rows = read_folder(FolderSource(root=Path("set")))
     monkeypatch.chdir("/")
     assert rows.image(0).shape == (16, 12, 3)
+
+
+def test_the_fingerprint_tells_images_of_another_size_under_the_same_names(tmp_path: Path) -> None:
+    write_images(tmp_path / "here", ["b.png", "x/a.png"])
+    shutil.copytree(tmp_path / "here", tmp_path / "copy", copy_function=shutil.copyfile)
+    here, copy = (read_folder(FolderSource(root=tmp_path / name)) for name in ("here", "copy"))
+    assert here.table["size_bytes"].to_pylist() == [len(here.image_bytes(index)) for index in range(2)]
+    assert here.fingerprint() == copy.fingerprint()
+    with open(tmp_path / "copy/x/a.png", "ab") as image:
+        image.write(b"x")
+    assert read_folder(FolderSource(root=tmp_path / "copy")).fingerprint() != here.fingerprint()
+
+
+def test_a_link_counts_with_the_size_of_its_image_and_a_dead_one_is_no_image(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("gone.png")
+    rows = read_folder(FolderSource(root=tmp_path))
+    assert rows.image_ids.tolist() == ["a.png", "b.png"]
+    assert rows.table["size_bytes"].to_pylist() == [(tmp_path / "a.png").stat().st_size] * 2
 
 
 def test_an_empty_folder_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -47,6 +47,23 @@ def test_only_the_image_column_is_needed(tmp_path: Path) -> None:
     assert set(rows.person_ids) == set(rows.splits) == {None}
 
 
+def test_cells_are_text_as_any_spreadsheet_writes_them(tmp_path: Path) -> None:
+    table = 'image,person_id,camera_id\r\n"im/1.png",007,"a, ""b"""\r\nim/2.png,"two\nlines",NA\r\nim/3.png, 1,"" '
+    rows = read_labels_csv(LabelsCsvSource(root=_write(tmp_path, table.rstrip())))
+    assert rows.person_ids.tolist() == ["007", "two\nlines", " 1"]
+    assert rows.camera_ids.tolist() == ['a, "b"', "NA", None]
+
+
+def test_the_fingerprint_tells_images_of_another_size_under_the_same_names(tmp_path: Path) -> None:
+    source = LabelsCsvSource(root=_write(tmp_path), splits=["train"])
+    rows = read_labels_csv(source)
+    assert rows.table["size_bytes"].to_pylist() == [len(rows.image_bytes(index)) for index in range(2)]
+    (tmp_path / "im/3.png").write_bytes(b"x")
+    assert read_labels_csv(source).fingerprint() == rows.fingerprint()
+    (tmp_path / "im/2.png").write_bytes(b"x")
+    assert read_labels_csv(source).fingerprint() != rows.fingerprint()
+
+
 def test_a_byte_order_mark_from_a_spreadsheet_is_no_part_of_the_name(tmp_path: Path) -> None:
     assert len(read_labels_csv(LabelsCsvSource(root=_write(tmp_path, encoding="utf-8-sig")))) == 4
 
@@ -59,10 +76,14 @@ def test_a_byte_order_mark_from_a_spreadsheet_is_no_part_of_the_name(tmp_path: P
         ("image\nim/1.png\n", {"splits": ["train"]}, "no column 'split'; columns found: image"),
         (_TABLE, {"splits": ["val"]}, "no image has split 'val'; splits found: query, train"),
         ("image,person_id\nim/1.png\n", {}, "row 1 has 1 cells, the header has 2"),
+        ("image,person_id\n\nim/1.png,1\n\nim/2.png,1,1\nx\n", {}, "row 2 has 3 cells, the header has 2"),
+        ("image,person_id\nim/1.png,3\n\n,3\n", {}, "row 2 names no image"),
         ("image\nim/1.png\nim/1.png\n", {}, "1 image ids are not unique, such as 'im/1.png'"),
         ("image,person_id\n,3\n", {}, "row 1 names no image"),
         ("image\n", {}, "no rows below the header"),
+        ("image", {}, "no rows below the header"),
         ("", {}, "empty; expected a header"),
+        ("\n\n", {}, "empty; expected a header"),
     ],
 )
 def test_a_wrong_table_is_explained(tmp_path: Path, table: str, settings: dict[str, object], message: str) -> None:
@@ -82,4 +103,7 @@ def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
         read_labels_csv(LabelsCsvSource(root=tmp_path))
     (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="not a readable CSV file"):
+        read_labels_csv(LabelsCsvSource(root=tmp_path))
+    (tmp_path / "labels.csv").write_bytes(b"image\nim/\xff.png\n")
+    with pytest.raises(UserError, match="not a readable CSV file in UTF-8"):
         read_labels_csv(LabelsCsvSource(root=tmp_path))

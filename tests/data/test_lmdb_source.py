@@ -118,5 +118,21 @@ def test_a_bucket_is_refused_and_the_library_is_asked_for(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"s3://bucket/lup: an LMDB is mapped .*; copy it to a disk, or pack"):
         read_lmdb(LmdbSource(path="s3://bucket/lup"))
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(UserError, match=r"pip install 'passreid-ray\[lmdb\]'"):
+    with pytest.raises(UserError, match=r"pip install lmdb"):
         read_lmdb(LmdbSource(path=tmp_path))
+
+
+@pytest.mark.parametrize("fill", ["zeros", "noise"])
+@pytest.mark.parametrize("subdir", [True, False])
+def test_a_damaged_page_is_told_and_does_not_end_this_process(tmp_path: Path, fill: str, subdir: bool) -> None:
+    path = _write(tmp_path / "x", {f"{n:06d}".encode(): _image(n % 250) for n in range(2000)}, subdir=subdir)
+    data = path / "data.mdb" if subdir else path
+    whole, page_bytes = data.read_bytes(), 4096
+    rng = np.random.default_rng(0)
+    damaged = bytearray(whole)
+    for page in rng.choice(np.arange(2, len(whole) // page_bytes), 20, replace=False):
+        content = bytes(page_bytes) if fill == "zeros" else rng.bytes(page_bytes)
+        damaged[page * page_bytes : (page + 1) * page_bytes] = content
+    data.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"x: damaged: .*; copy it again$"):
+        read_lmdb(LmdbSource(path=path))

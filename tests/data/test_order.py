@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passreid_ray.data.order import EpochOrder, first_step
+from passreid_ray.data.order import EpochOrder, Rest, first_step
 from passreid_ray.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_carried_rows_are_seen_before_those_of_the_next_epoch(num_rows: int, bat
 
 @pytest.mark.parametrize("rest", ["drop", "carry"])
 @pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_the_slices_of_all_workers_are_the_global_batch(world_size: int, rest: str) -> None:
+def test_the_slices_of_all_workers_are_the_global_batch(world_size: int, rest: Rest) -> None:
     order = EpochOrder(40, 6, seed=1, rest=rest)
     for step in (0, 5, 6, 20):
         draws, whole = order.batch(step)
@@ -54,7 +54,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("rest", "ends"), [("drop", [3, 3, 3, 6]), ("carry", [4, 4, 4, 4, 7, 7, 7, 10])])
-def test_a_window_is_an_epoch(rest: str, ends: list[int]) -> None:
+def test_a_window_is_an_epoch(rest: Rest, ends: list[int]) -> None:
     order = EpochOrder(10, 3, seed=0, rest=rest)
     assert [order.window_end(step) for step in range(len(ends))] == ends
 

@@ -44,7 +44,8 @@ def _group(first: int, num_rows: int, **changed: Any) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _write(root: Path, num_shards: int = 3) -> Manifest:
+def write_packed(root: Path, num_shards: int = 3) -> Manifest:
+    """Packed data of six rows a shard."""
     shards = [
         write_shard(DISK, str(root), shard_name(number), [_group(10 * number, 4), _group(10 * number + 4, 2)])
         for number in range(num_shards)
@@ -134,7 +135,7 @@ def test_a_shard_without_rows_is_a_parquet_file(tmp_path: Path) -> None:
 
 
 def test_a_manifest_is_read_as_it_was_written_and_its_shards_are_there(tmp_path: Path) -> None:
-    manifest = _write(tmp_path)
+    manifest = write_packed(tmp_path)
     assert read_manifest(DISK, str(tmp_path)) == manifest
     check_shards(manifest, DISK, str(tmp_path))
     check_shards(manifest, DISK, str(tmp_path), verify=True)
@@ -163,7 +164,7 @@ def test_other_folders_have_no_manifest_and_an_unfinished_one_is_refused(tmp_pat
     ],
 )
 def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, key: str, value: object, message: str) -> None:
-    content = json.loads(_write(tmp_path).model_dump_json())
+    content = json.loads(write_packed(tmp_path).model_dump_json())
     (tmp_path / MANIFEST_FILE).write_text(json.dumps({**content, key: value}))
     with pytest.raises(UserError, match=rf"manifest\.json: damaged: .*{message}"):
         read_manifest(DISK, str(tmp_path))
@@ -171,7 +172,7 @@ def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, key: str, value: 
 
 @pytest.mark.parametrize("name", ["../shard-00000.parquet", "/etc/passwd", "shard-00000.parquet\n", "a.parquet"])
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
-    content = json.loads(_write(tmp_path).model_dump_json())
+    content = json.loads(write_packed(tmp_path).model_dump_json())
     content["shards"][1]["file"] = name
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"damaged: shards\.1\.file"):
@@ -179,7 +180,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> No
 
 
 def test_a_manifest_that_was_cut_short_is_damaged(tmp_path: Path) -> None:
-    _write(tmp_path)
+    write_packed(tmp_path)
     content = (tmp_path / MANIFEST_FILE).read_bytes()
     for end in (0, 1, len(content) // 2, len(content) - 1):
         (tmp_path / MANIFEST_FILE).write_bytes(content[:end])
@@ -188,7 +189,7 @@ def test_a_manifest_that_was_cut_short_is_damaged(tmp_path: Path) -> None:
 
 
 def test_shards_that_are_missing_cut_short_or_longer_are_named(tmp_path: Path) -> None:
-    manifest = _write(tmp_path, 4)
+    manifest = write_packed(tmp_path, 4)
     paths = [tmp_path / shard.file for shard in manifest.shards]
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:100])
@@ -203,7 +204,7 @@ def test_shards_that_are_missing_cut_short_or_longer_are_named(tmp_path: Path) -
 
 
 def test_an_edit_that_keeps_the_size_is_found_by_verify_only(tmp_path: Path) -> None:
-    manifest = _write(tmp_path)
+    manifest = write_packed(tmp_path)
     path = tmp_path / manifest.shards[1].file
     content = bytearray(path.read_bytes())
     content[50] ^= 1
@@ -214,7 +215,7 @@ def test_an_edit_that_keeps_the_size_is_found_by_verify_only(tmp_path: Path) -> 
 
 
 def test_a_long_list_of_faults_is_shortened(tmp_path: Path) -> None:
-    manifest = _write(tmp_path, 6)
+    manifest = write_packed(tmp_path, 6)
     for shard in manifest.shards:
         (tmp_path / shard.file).unlink()
     with pytest.raises(UserError, match=r"6 of 6 .*shard-00002\.parquet is missing, \.\.\.;"):

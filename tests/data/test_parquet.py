@@ -10,6 +10,7 @@ from passreid_ray.data.decode import BadImage
 from passreid_ray.data.parquet import ParquetSource, read_parquet
 from passreid_ray.errors import UserError
 from tests.data.pictures import encoded
+from tests.data.test_packed import write_packed
 
 
 def _image(number: int) -> bytes:
@@ -34,11 +35,19 @@ def test_every_row_of_every_row_group_and_file_leads_to_its_image(tmp_path: Path
     pq.write_table(_table([int(n) for n in numbers[:13]]), tmp_path / "a.parquet", row_group_size=4)
     pq.write_table(_table([int(n) for n in numbers[13:]]), tmp_path / "deep" / "b.parquet", row_group_size=3)
     rows = pickle.loads(pickle.dumps(read_parquet(ParquetSource(path=tmp_path))))
-    assert rows.image_ids.tolist() == [f"{number:03d}" for number in range(23)]
-    assert [int(rows.image(index)[0, 0, 0]) for index in range(23)] == list(range(23))
-    assert rows.image_bytes(5) == _image(5)
-    assert rows.person_ids[:4].tolist() == ["0", "0", "1", "1"]
-    assert rows.camera_ids[:2].tolist() == ["c0", "c1"]
+    assert rows.image_ids.tolist() == [f"{number:03d}" for number in numbers]
+    assert [int(rows.image(index)[0, 0, 0]) for index in range(23)] == numbers
+    assert rows.image_bytes(5) == _image(int(numbers[5]))
+    assert rows.person_ids.tolist() == [str(number // 2) for number in numbers]
+    assert rows.camera_ids.tolist() == [f"c{number % 2}" for number in numbers]
+
+
+def test_row_groups_stay_together_whatever_the_order_of_their_ids(tmp_path: Path) -> None:
+    numbers = [int(number) for number in np.random.default_rng(0).permutation(23)]
+    pq.write_table(_table(numbers[:13]), tmp_path / "a.parquet", row_group_size=4)
+    pq.write_table(_table(numbers[13:]), tmp_path / "b.parquet", row_group_size=5)
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    assert rows.group_starts.tolist() == [0, 4, 8, 12, 13, 18]
 
 
 def test_one_file_and_a_split_filter(tmp_path: Path) -> None:
@@ -53,10 +62,10 @@ def test_columns_can_be_named_and_labels_be_absent(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     source = ParquetSource(path=tmp_path, image_column="jpg", image_id_column="key", person_id_column="who")
     rows = read_parquet(source)
-    assert rows.image_ids.tolist() == ["10", "11"]
-    assert rows.person_ids.tolist() == [None, "x"]
+    assert rows.image_ids.tolist() == ["11", "10"]
+    assert rows.person_ids.tolist() == ["x", None]
     assert rows.camera_ids.tolist() == rows.splits.tolist() == [None, None]
-    assert int(rows.image(1)[0, 0, 0]) == 1
+    assert int(rows.image(0)[0, 0, 0]) == 1
 
 
 def test_images_may_be_structs_with_bytes(tmp_path: Path) -> None:
@@ -132,3 +141,19 @@ def test_a_file_that_breaks_later_is_a_bad_image(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(BadImage, match="cannot be read"):
         rows.image(7)
+
+
+def test_an_edited_label_of_a_packed_shard_is_told_as_an_edited_image_is(tmp_path: Path) -> None:
+    manifest = write_packed(tmp_path)
+    path = tmp_path / manifest.shards[1].file
+    content = path.read_bytes()
+    assert read_parquet(ParquetSource(path=tmp_path)).image_ids[6] == "0010"
+    path.write_bytes(content.replace(b"0012", b"0099", 1))
+    said = r"00001\.parquet: .* was edited or damaged since it was packed .*; delete this shard and pack again"
+    with pytest.raises(UserError, match=said):
+        read_parquet(ParquetSource(path=tmp_path))
+    path.write_bytes(content)
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    path.write_bytes(content.replace(b"image 10", b"image 99", 1))
+    with pytest.raises(UserError, match=said):
+        rows.image_bytes(6)

@@ -2,10 +2,11 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from passreid_ray.data.decode import BadImage
-from passreid_ray.data.rows import Rows, join_rows, make_rows
+from passreid_ray.data.rows import Rows, join_rows, make_rows, ordered_rows
 from passreid_ray.data.stores import FileStore
 from passreid_ray.errors import UserError
 from tests.data.pictures import write_images
@@ -96,9 +97,33 @@ def test_the_fingerprint_of_a_part_does_not_depend_on_how_it_was_cut(tmp_path: P
     assert sliced.fingerprint() == rows.select([1, 2]).fingerprint()
 
 
-def test_repeated_image_ids_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ids", [["x", "y", "x"], ["x", "x", "y"], ["y", "x", "x", "x"], ["x", "x"]])
+@pytest.mark.parametrize("keep_order", [False, True])
+def test_repeated_image_ids_are_refused(tmp_path: Path, ids: list[str], keep_order: bool) -> None:
+    store = FileStore(str(tmp_path))
+    table = make_rows(store, [str(number) for number in range(len(ids))], where="here").table
+    table = table.set_column(0, table.schema.field(0), pa.array(ids))
     with pytest.raises(UserError, match=r"there: 1 image ids are not unique, such as 'x'"):
-        make_rows(FileStore(str(tmp_path)), ["x", "y", "x"], where="there")
+        ordered_rows(table, (store,), where="there", keep_order=keep_order)
+
+
+def test_a_source_may_keep_the_order_of_its_files(tmp_path: Path) -> None:
+    rows = _rows(tmp_path)
+    table = pa.concat_tables([rows.table.take([2, 0]), rows.table.slice(1, 1)])
+    kept = ordered_rows(table, rows.stores, where="test", keep_order=True)
+    assert kept == rows.select([2, 0, 1])
+    assert [int(kept.image(index)[0, 0, 0]) for index in range(3)] == [1, 2, 0]
+    assert ordered_rows(table, rows.stores, where="test") == rows
+
+
+def test_columns_may_come_as_arrows_strings(tmp_path: Path) -> None:
+    rows = _rows(tmp_path)
+    ids, people, splits = (
+        pa.chunked_array([c]) for c in (["b.png", "c.png", "a.png"], ["2", None, "-1"], ["train", None, "query"])
+    )
+    store = FileStore(str(tmp_path))
+    cameras = ["1"] * 3
+    assert make_rows(store, ids, where="test", person_ids=people, camera_ids=cameras, splits=splits) == rows
 
 
 def test_a_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
@@ -121,6 +146,36 @@ def test_joined_sources_cannot_share_an_id(tmp_path: Path) -> None:
     assert joined.person_ids.tolist() == ["-1", "0:2", None, "-1", "1:2", None]
     assert joined.camera_ids.tolist() == ["0:1"] * 3 + ["1:1"] * 3
     assert [int(joined.image(index)[0, 0, 0]) for index in range(6)] == [2, 0, 1, 2, 0, 1]
+
+
+def test_joined_sources_follow_one_another_each_in_its_own_order(tmp_path: Path) -> None:
+    rows = _rows(tmp_path)
+    joined = join_rows([rows.select([2, 0, 1]), *[rows] * 10, join_rows([rows, rows.select([1])])])
+    assert joined.image_ids[:3].tolist() == ["0:c.png", "0:a.png", "0:b.png"]
+    assert joined.image_ids[27:].tolist() == [
+        *("9:a.png", "9:b.png", "9:c.png", "10:a.png", "10:b.png", "10:c.png"),
+        *("11:0:a.png", "11:0:b.png", "11:0:c.png", "11:1:b.png"),
+    ]
+    assert joined.table["store"].to_pylist() == [source for source in range(12) for _ in range(3)] + [12]
+    assert joined.image_bytes(len(joined) - 1) == (tmp_path / "b.png").read_bytes()
+
+
+def test_sizes_stay_with_their_rows_and_are_unknown_where_a_joined_source_has_none(tmp_path: Path) -> None:
+    sized = make_rows(FileStore(str(tmp_path)), ["b", "a", "c"], where="test", sizes_bytes=[2, 1, 3])
+    assert sized.select([2, 0]).table["size_bytes"].to_pylist() == [3, 1]
+    joined = join_rows([_rows(tmp_path), sized])
+    assert joined.table["size_bytes"].to_pylist() == [None, None, None, 1, 2, 3]
+    resized = make_rows(FileStore(str(tmp_path)), ["b", "a", "c"], where="test", sizes_bytes=[2, 1, 4])
+    assert joined.fingerprint() != join_rows([_rows(tmp_path), resized]).fingerprint()
+    assert joined.fingerprint() != join_rows([sized, _rows(tmp_path)]).fingerprint()
+
+
+def test_an_image_called_like_the_junk_label_is_told_apart_too(tmp_path: Path) -> None:
+    rows = make_rows(FileStore(str(tmp_path)), ["-1"], where="test", camera_ids=["-1"], person_ids=["-1"])
+    joined = join_rows([rows, rows])
+    assert joined.image_ids.tolist() == ["0:-1", "1:-1"]
+    assert joined.person_ids.tolist() == joined.camera_ids.tolist() == ["-1", "-1"]
+    assert joined.splits.tolist() == [None, None]
 
 
 def test_joined_rows_read_from_their_own_source(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_what_the_tar_command_packs_of_a_folder_has_the_folders_names(tmp_path: 
     assert read_tar(TarSource(path=tmp_path / "a.tar")).image_ids.tolist() == ["sub/a.png"]
 
 
+def test_parts_of_a_name_that_are_dots_are_left_out(tmp_path: Path) -> None:
+    members = {"./a/./b.jpg": _image(0), "././c.jpg": _image(1), "a/./b.json": b'{"person_id": 7}', "./.d.jpg": b"x"}
+    rows = read_tar(TarSource(path=_write(tmp_path / "a.tar", members)))
+    assert rows.image_ids.tolist() == ["a/b.jpg", "c.jpg"]
+    assert rows.person_ids.tolist() == ["7", None]
+
+
 def test_members_of_several_shards_are_told_apart_by_the_shards_names(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     _write(tmp_path / "000000.tar", {"a.jpg": _image(0), "b.jpg": _image(1)})
@@ -82,7 +89,7 @@ def test_sidecars_before_and_behind_their_images_give_labels(tmp_path: Path) -> 
     [
         (b"{", r"a\.tar: 1\.json: not valid JSON"),
         (b"\xff\xfe\x00", r"a\.tar: 1\.json: not valid JSON"),
-        (b"[1]", r"1\.json: expected a JSON object with person_id, camera_id, split, found list"),
+        (b'{"person_id": "' + b"x" * 1_000_000 + b'"}', r"1\.json has 1000017 bytes; an image's labels have at most"),
         (b'{"person_id": 1.5}', r"1\.json: person_id: expected text or a whole number, found 1\.5"),
         (b'{"camera_id": true}', r"1\.json: camera_id: expected text or a whole number, found True"),
     ],
@@ -90,6 +97,21 @@ def test_sidecars_before_and_behind_their_images_give_labels(tmp_path: Path) -> 
 def test_a_wrong_sidecar_is_explained(tmp_path: Path, sidecar: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_tar(TarSource(path=_write(tmp_path / "a.tar", {"1.jpg": _image(0), "1.json": sidecar})))
+
+
+def test_json_that_is_none_of_ours_is_passed_over(tmp_path: Path) -> None:
+    members = {
+        "1.jpg": _image(0),
+        "1.json": b"[1]",
+        "2.json": b'"a caption"',
+        "2.jpg": _image(1),
+        "3.jpg": _image(2),
+        "3.json": b'{"person_id": 3}',
+        "annotations.json": b" " * 1_000_001,
+        "broken.json": b"{",
+    }
+    rows = read_tar(TarSource(path=_write(tmp_path / "a.tar", members)))
+    assert rows.person_ids.tolist() == [None, None, "3"]
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -217,3 +239,5 @@ def test_the_fingerprint_ignores_where_the_archives_lie(tmp_path: Path) -> None:
         _write(tmp_path / name / "a.tar", {"a.png": _image(0)})
     here, there = (read_tar(TarSource(path=tmp_path / name)) for name in ("x", "y"))
     assert here.fingerprint() == there.fingerprint()
+    _write(tmp_path / "y/a.tar", {"a.png": _image(0) + b"more"})
+    assert read_tar(TarSource(path=tmp_path / "y")).fingerprint() != here.fingerprint()

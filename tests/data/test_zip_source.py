@@ -1,8 +1,10 @@
 import pickle
+import re
 import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -47,10 +49,10 @@ def test_every_entry_leads_to_its_image(tmp_path: Path, method: int) -> None:
 def test_entries_of_several_archives_are_told_apart_by_the_archives_names(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     _write(tmp_path / "x.zip", {"a.jpg": _image(0)})
-    _write(tmp_path / "deep/y.zip", {"./a.jpg": _image(1)})
+    _write(tmp_path / "deep/y.zip", {"./a.jpg": _image(1), "././b/./.c.jpg": b"hidden", "./b/./c.jpg": _image(2)})
     rows = read_zip(ZipSource(path=tmp_path))
-    assert rows.image_ids.tolist() == ["deep/y/a.jpg", "x/a.jpg"]
-    assert [int(rows.image(index)[0, 0, 0]) for index in range(2)] == [1, 0]
+    assert rows.image_ids.tolist() == ["deep/y/a.jpg", "deep/y/b/c.jpg", "x/a.jpg"]
+    assert [int(rows.image(index)[0, 0, 0]) for index in range(3)] == [1, 2, 0]
 
 
 def test_read_many_answers_in_the_order_asked_for_and_a_broken_entry_is_one(tmp_path: Path) -> None:
@@ -59,11 +61,76 @@ def test_read_many_answers_in_the_order_asked_for_and_a_broken_entry_is_one(tmp_
     data[data.index(_image(3)) + 20] ^= 255
     path.write_bytes(data)
     rows = read_zip(ZipSource(path=path))
-    images = rows.stores[0].read_many(["0:4.png", "0:3.png", "0:0.png", "0:gone.png", "0:4.png"])
+    locators = rows.table["locator"].to_pylist()
+    no_entry = locators[0].replace("0:0:", "0:1:")
+    images = rows.stores[0].read_many([locators[4], locators[3], locators[0], no_entry, locators[4]])
     assert [images[0], images[2], images[4]] == [_image(4), _image(0), _image(4)]
     reasons = [image.reason for image in images if isinstance(image, BadImage)]
-    assert "Bad CRC-32" in reasons[0]
-    assert "no longer holds it" in reasons[1]
+    assert re.search(r"a\.zip: the entry at byte \d+ is damaged or was replaced \(its size or CRC-32", reasons[0])
+    assert "a.zip no longer has an entry at byte 1" in reasons[1]
+
+
+@pytest.mark.parametrize("extra_bytes", [0, 28, 511, 512, 60_000])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_entry_is_read_whatever_its_header_holds_besides(tmp_path: Path, extra_bytes: int, method: int) -> None:
+    entries = [zipfile.ZipInfo("ä" * 40 + f"{number}.png") for number in range(3)]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number, entry in enumerate(entries):
+            entry.compress_type = method
+            # Written to the entry's header; the list at the end then has another extra field.
+            entry.extra = struct.pack("<HH", 0xCAFE, extra_bytes) + bytes(extra_bytes)
+            archive.writestr(entry, _image(number))
+            entry.extra = b""
+    rows = read_zip(ZipSource(path=tmp_path))
+    assert [rows.image_bytes(index) for index in range(3)] == [_image(number) for number in range(3)]
+
+
+def test_streamed_entries_and_those_of_zip64_are_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.zip", "wb") as file, zipfile.ZipFile(_NoSeek(file), "w") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        with archive.open("0.png", "w", force_zip64=True) as entry:
+            entry.write(_image(0))
+        archive.writestr("1.png", _image(1), zipfile.ZIP_DEFLATED)
+    (tmp_path / "a.zip").write_bytes(b"#!starter\n" + (tmp_path / "a.zip").read_bytes())
+    rows = read_zip(ZipSource(path=tmp_path))
+    assert [rows.image_bytes(index) for index in range(2)] == [_image(0), _image(1)]
+
+
+class _NoSeek:
+    """A pipe: sizes and CRC-32 then follow the content."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.flush = file.write, file.flush
+
+
+def test_an_archive_that_was_replaced_or_cut_off_gives_bad_images(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = _write(tmp_path / f"{method}.zip", {"a.png": _image(0)}, method)
+        rows = read_zip(ZipSource(path=path))
+        _write(tmp_path / f"{method}.zip", {"a.png": _image(1)}, method)
+        with pytest.raises(BadImage, match="damaged or was replaced"):
+            rows.image_bytes(0)
+        path.write_bytes(path.read_bytes()[:60])
+        with pytest.raises(BadImage, match=r"damaged or was replaced|cannot be read"):
+            pickle.loads(pickle.dumps(rows)).image_bytes(0)
+
+
+def test_reading_opens_no_list_of_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = read_zip(ZipSource(path=_write(tmp_path / "a.zip", {"a.png": _image(0)})))
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the list of entries was read")
+
+    monkeypatch.setattr(zipfile, "ZipFile", refused)
+    assert rows.image_bytes(0) == _image(0)
+    assert rows.read_many([0]) == [_image(0)]
+
+
+def test_the_fingerprint_tells_other_images_under_the_same_names(tmp_path: Path) -> None:
+    fingerprints: set[str] = set()
+    for number in (0, 1, 1):
+        image = encoded(np.full((16, 12, 3), number, np.uint8), "BMP")  # all of one size
+        fingerprints.add(read_zip(ZipSource(path=_write(tmp_path / "a.zip", {"a.bmp": image}))).fingerprint())
+    assert len(fingerprints) == 2
 
 
 def test_threads_may_share_an_archive(tmp_path: Path) -> None:
@@ -87,12 +154,15 @@ def test_an_entry_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
     path = _patch(_write(tmp_path / "a.zip", {"a.jpg": _image(0)}), 24, struct.pack("<I", 100_000_001))
     with pytest.raises(UserError, match=r"'a\.jpg' unpacks to 100000001 bytes; an image has at most 100000000"):
         read_zip(ZipSource(path=path))
+    path = _patch(_write(tmp_path / "b.zip", {"a.jpg": _image(0)}), 20, struct.pack("<I", 100_000_001))
+    with pytest.raises(UserError, match=r"'a\.jpg' has 100000001 packed bytes; an image has at most 100000000"):
+        read_zip(ZipSource(path=path))
 
 
 def test_an_entry_that_unpacks_to_more_than_it_says_is_a_bad_image(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.zip", {"a.jpg": bytes(10_000_000)}, zipfile.ZIP_DEFLATED)
     rows = read_zip(ZipSource(path=_patch(path, 24, struct.pack("<I", 1000))))
-    with pytest.raises(BadImage, match="Bad CRC-32"):
+    with pytest.raises(BadImage, match="its size or CRC-32 is another"):
         rows.image_bytes(0)
 
 

@@ -73,6 +73,11 @@ def test_metrics_are_logged_and_waiting_for_data_is_told(board: Any, tmp_path: P
     ]
 
 
+def test_a_run_that_is_past_its_end_is_told_so(board: Any, tmp_path: Path) -> None:
+    text = watched(board, tmp_path, {"kind": "start", "step": 45, "end_step": 15})
+    assert text == "nothing to do: the run is at step 45, these settings end at step 15\n"
+
+
 def test_a_collapse_is_told_once(board: Any, tmp_path: Path) -> None:
     records = [{"kind": "collapse", "step": step, "text": "all alike"} for step in (1, 2)]
     assert watched(board, tmp_path, *records) == "step 1: the teacher has collapsed: all alike\n"

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import RayTaskError
 
 from passreid_ray.engines.board import Board
-from passreid_ray.engines.fit import _outcome_in_thread, _user_error, fit
+from passreid_ray.engines.fit import _outcome_in_thread, fit
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.errors import UserError
@@ -30,14 +29,6 @@ def test_ctrl_c_reaches_the_caller_while_the_work_goes_on_elsewhere() -> None:
 def test_the_outcome_is_the_error_or_nothing() -> None:
     assert _outcome_in_thread(lambda: time.sleep(0)) is None
     assert isinstance(_outcome_in_thread(lambda: torch.zeros(2) @ torch.zeros(3)), RuntimeError)
-
-
-def test_the_users_mistake_is_found_behind_other_errors() -> None:
-    mistake = UserError("data: gone")
-    outer = RuntimeError("worker failed")
-    outer.__cause__ = RayTaskError("task", "traceback", mistake)
-    assert _user_error(outer) is mistake
-    assert _user_error(RuntimeError("bug")) is None
 
 
 def raise_user_error(loop_config: dict[str, object]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from passreid_ray.data import BadImage, open_rows
 from passreid_ray.data.folder import FolderSource
 from passreid_ray.data.image_hash import difference_hash
-from passreid_ray.engines.image_facts import CHUNK_ROWS, FACTS, FORMATS, look_at, look_at_rows
+from passreid_ray.engines.image_facts import FACTS, FORMATS, look_at, look_at_rows
 from tests.data.pictures import encoded, gradient, write_images
 
 
@@ -57,7 +57,7 @@ def test_what_is_no_image_is_bad() -> None:
 
 
 def test_rows_are_looked_at_in_their_order_and_bad_ones_are_named(tmp_path: Path) -> None:
-    write_images(tmp_path, [f"{number:03d}.png" for number in range(CHUNK_ROWS + 5)])
+    write_images(tmp_path, [f"{number:03d}.png" for number in range(69)])
     (tmp_path / "066.png").write_bytes(b"hello")
     rows = open_rows(FolderSource(root=tmp_path))
     numbers = np.arange(len(rows))[::-1]

@@ -177,6 +177,23 @@ def test_labels_are_counted_in_all_rows_of_a_sample(tmp_path: Path) -> None:
     assert "4 of 21 images were looked at" in text
 
 
+def test_joined_sources_are_opened_once_and_judged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(source: Any) -> Any:
+        opened.append(source.kind)
+        return open_rows(source)
+
+    monkeypatch.setattr(inspect_data, "open_rows", counted)
+    monkeypatch.setattr(inspect_data, "check_known_set", lambda rows, kind: [f"{kind} of {len(rows)}"])
+    parts = [{"kind": "synthetic", "num_people": people, "images_per_person": 4} for people in (4, 6)]
+    source = build(InspectConfig, {"data": {"kind": "joined", "sources": parts}}).data
+    rows, lines = inspect_data.opened(source)
+    assert opened == ["synthetic", "synthetic"]
+    assert rows.fingerprint() == open_rows(source).fingerprint()
+    assert lines == ["synthetic of 16 (data.sources.0)", "synthetic of 24 (data.sources.1)"]
+
+
 def test_sums_are_only_compared_where_there_are_some(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="verify: only packed data has sums to compare with, not kind labels_csv"):
         run(config(tmp_path / "out", crops(tmp_path / "crops"), verify=True), SILENT)

@@ -1,5 +1,7 @@
 """Counts of labels, against counting by hand."""
 
+import tracemalloc
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import product
 
@@ -92,3 +94,41 @@ def test_synthetic_people_are_counted_as_they_were_ordered() -> None:
     counts = count_labels(open_rows(SyntheticSource(num_people=6, num_cameras=3, images_per_person=6)), 4)
     assert (counts.people.people, counts.people.images_median, len(counts.cameras)) == (6, 6, 3)
     assert (counts.training.people, counts.people_in_training_and_test, counts.queries_without_match) == (3, 0, 0)
+
+
+def test_one_long_label_takes_no_memory_for_the_other_rows() -> None:
+    labels: list[Label] = [(f"p{number % 7}", "1", "train") for number in range(20_000)]
+    labels[3] = ("x" * 20_000, "1", "train")
+    rows = labelled(labels)
+    tracemalloc.start()
+    counts = count_labels(rows, 4)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (counts.people.people, counts.people.single_image) == (8, 1)
+    assert peak_bytes < 10_000_000  # rows times the longest label: 400 MB
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_are_those_of_a_loop_over_the_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values: list[Label] = []
+    for _ in range(200):
+        person, camera, split = rng.integers(0, (12, 5, 4)).tolist()
+        values.append((["-1", None, *map(str, range(10))][person], str(camera), ["train", "val", None, "query"][split]))
+    counts = count_labels(labelled(values), 20)
+    cameras_of: defaultdict[str, set[str | None]] = defaultdict(set)
+    images_of: Counter[str] = Counter()
+    for person, camera, split in values:
+        if person not in (None, "-1") and split in ("train", "val", None):
+            cameras_of[person].add(camera)
+            images_of[person] += 1
+    assert (counts.training.people, counts.training.images_max) == (len(images_of), max(images_of.values()))
+    assert counts.training.cameras_median == np.median([len(cameras) for cameras in cameras_of.values()])
+    assert counts.training.too_few_images == sum(images < 20 for images in images_of.values())
+    for name, found in counts.cameras.items():
+        own = [person for person, camera, _ in values if camera == name]
+        assert found == CameraCounts(len(own), len(set(own) - {None, "-1"}))
+    splits = Counter(split or "none" for _, _, split in values)
+    assert list(counts.splits.items()) == sorted(splits.items())
+    by_size = [(-found.images, name) for name, found in counts.cameras.items()]
+    assert by_size == sorted(by_size)

@@ -18,13 +18,16 @@ from passreid_ray.data.pack_folder import PackFolder
 from passreid_ray.data.packed import check_shards, read_manifest
 from passreid_ray.data.storage import locate
 from passreid_ray.engines import pack
-from passreid_ray.engines.pack import PackConfig, left_out, run, size_text, written_settings
+from passreid_ray.engines.pack import PackConfig, check_shard_size, claimed, left_out, run, sampled_bytes_per_row
+from passreid_ray.engines.pack_disk import size_text
 from passreid_ray.engines.pack_shard import ShardTask, pack_shard
+from passreid_ray.engines.shard_layout import LISTS_BYTES_PER_SHARD, ShardLayout
 from passreid_ray.errors import UserError
-from tests.data.pictures import write_images
+from tests.data.pictures import encoded, write_images
 
 NUM_IMAGES = 40
 BAD = (3, 21)
+LAYOUT = ShardLayout(NUM_IMAGES, 16, 100.0)
 COPIES = {8: 2, 30: 2, 39: 38}
 """Images that have the bytes of another."""
 
@@ -37,6 +40,14 @@ def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, other in COPIES.items():
         (root / f"{number:03d}.png").write_bytes((root / f"{other:03d}.png").read_bytes())
     return root
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are packed one after the other in this process."""
+    monkeypatch.setattr(pack, "connect", lambda _: None)
+    monkeypatch.setattr(pack.ray, "put", lambda value: value)
+    monkeypatch.setattr(pack, "_in_flight", lambda function, calls: ((key, function(*own)) for key, own in calls))
 
 
 def _config(crops: Path, output: Path, **settings: Any) -> PackConfig:
@@ -114,7 +125,7 @@ def test_a_job_that_broke_off_goes_on_without_touching_finished_shards(
 ) -> None:
     whole = run(_config(crops, tmp_path / "whole"), _silent())
     config = _config(crops, tmp_path / "out")
-    needed = size_text(sum(shard.bytes for shard in whole.shards[:2]) / 30 * 8)
+    needed = size_text(sum(shard.bytes for shard in whole.shards[:2]) / 30 * 8 + 3 * LISTS_BYTES_PER_SHARD)
     with monkeypatch.context() as patch:
         patch.setattr(pack, "_pack_task", _pack_until_the_third)
         patch.setattr(pack, "TASKS_PER_CPU", 1e-9)  # one after another
@@ -162,27 +173,130 @@ def test_a_whole_data_set_is_left_as_it_is_and_a_lost_shard_is_made_again(
     assert changed == {"shard-00001.parquet", "shard-00001.json"}
 
 
-def test_too_many_bad_images_end_the_job_with_reasons_and_a_larger_share_keeps_the_shards(
-    cluster: None, crops: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"2 of 40 images cannot be used.*first: 003\.png: not a JPEG") as error:
+def test_images_that_cannot_be_used_are_told_before_anything_is_written(crops: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"2 of 40 images looked at cannot be used, the first: 003\.png: not a JPEG"):
         run(_config(crops, tmp_path / "out", max_bad_share=0.04), _silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_the_settings_make_unusable_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(encoded(np.zeros((100, 10, 3), np.uint8)))
+    with pytest.raises(UserError, match=r"none of the 2 images looked at can be packed, the first: a\.png: 10x100"):
+        run(_config(tmp_path / "in", tmp_path / "out", longest_side_px=50), _silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pack_stops_once_too_many_images_are_bad_and_a_larger_share_keeps_the_shards(
+    in_process: None, tmp_path: Path
+) -> None:
+    crops = write_images(tmp_path / "in", [f"{number:03d}.png" for number in range(200)])
+    probed = set(np.linspace(0, 199, 64, dtype=int).tolist())
+    hidden = [number for number in range(200) if number not in probed]
+    for number in hidden[:3]:
+        (crops / f"{number:03d}.png").write_bytes(b"no image")
+    config = {"rows_per_group": 5, "groups_per_shard": 4}
+    with pytest.raises(UserError, match=r"3 of 200 images cannot be used.*first: 001\.png: not a JPEG") as error:
+        run(_config(crops, tmp_path / "out", max_bad_share=0.01, **config), _silent())
     assert "quarantine.jsonl" in str(error.value)
+    assert len((tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()) == 3
     before = _times(tmp_path / "out")
+    assert sorted(before) == ["shard-00000.json", "shard-00000.parquet"]
     assert not (tmp_path / "out" / "manifest.json").exists()
-    run(_config(crops, tmp_path / "out", max_bad_share=0.05), _silent())
+    manifest = run(_config(crops, tmp_path / "out", max_bad_share=0.015, **config), _silent())
+    assert (manifest.rows, len(manifest.shards)) == (197, 10)
+    assert before.items() <= _times(tmp_path / "out").items()
+
+
+def test_a_moved_source_is_packed_on(in_process: None, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", [f"{number:02d}.png" for number in range(10)])
+    manifest = run(_config(tmp_path / "in", tmp_path / "out"), _silent())
+    before = _times(tmp_path / "out")
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    assert run(_config(tmp_path / "elsewhere", tmp_path / "out"), _silent()).shards == manifest.shards
     assert _times(tmp_path / "out") == before
+
+
+def test_a_pack_that_finds_all_shards_names_no_speed(in_process: None, crops: Path, tmp_path: Path) -> None:
+    first, second = _silent(), _silent()
+    run(_config(crops, tmp_path / "out"), first)
+    run(_config(crops, tmp_path / "out"), second)
+    assert "images/s" in _said(first)
+    assert "in 3 shards, all were there" in _said(second)
+    assert "images/s" not in _said(second)
+
+
+@pytest.mark.parametrize("name", ["pack.json", "duplicates.npy", "quarantine.jsonl", "manifest.json"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_whatever_a_full_disk_refuses_the_user_reads_how_much_is_needed(
+    in_process: None, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    config = _config(crops, tmp_path / "out", drop_duplicates=True)
+    write = PackFolder.write
+
+    def full_for_one(folder: PackFolder, own: str, content: bytes) -> None:
+        if own == name:
+            raise OSError(code, "full")
+        write(folder, own, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackFolder, "write", full_for_one)
+        with pytest.raises(
+            UserError, match=r"no space left in .*; \d of 3 shards .*, about \d+\.\d kB are still needed"
+        ):
+            run(config, _silent())
+    assert run(config, _silent()).rows == 35
+
+
+def test_a_full_disk_at_the_restart_names_the_shards_that_are_there(
+    in_process: None, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(crops, tmp_path / "out")
+    run(config, _silent())
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PackFolder, "write", full)
+    with pytest.raises(UserError, match=r"no space left in .*; 3 of 3 shards are whole"):
+        run(config, _silent())
+
+
+def _mistaken(kind: str) -> None:
+    raise UserError("data: a shard was edited") if kind == "user" else OSError(errno.ENOSPC, "full")
+
+
+def test_what_a_task_raised_for_the_user_or_by_the_disk_arrives_without_its_traceback(cluster: None) -> None:
+    with pytest.raises(UserError) as error:
+        list(pack._in_flight(_mistaken, iter([(0, ("user",))])))
+    assert str(error.value) == "data: a shard was edited"
+    with pytest.raises(OSError, match="full") as full:
+        list(pack._in_flight(_mistaken, iter([(0, ("disk",))])))
+    assert full.value.errno == errno.ENOSPC
+    assert str(full.value) == f"[Errno {errno.ENOSPC}] full"
+
+
+def test_shards_too_large_for_s3_are_refused_with_a_number_that_fits() -> None:
+    config = build(PackConfig, {"output": "s3://bucket/packed"})  # shards of 128 x 128 images
+    check_shard_size(config, ShardLayout(100, config.rows_per_shard, 1e6))
+    check_shard_size(config, ShardLayout(10**6, config.rows_per_shard, 2e5))
+    with pytest.raises(UserError, match=r"about 16\.4 GB.* set groups_per_shard=31$"):
+        check_shard_size(config, ShardLayout(10**6, config.rows_per_shard, 1e6))
+    fitting = build(PackConfig, {"output": "s3://bucket/packed", "groups_per_shard": 31})
+    check_shard_size(fitting, ShardLayout(10**6, fitting.rows_per_shard, 1e6))
+    check_shard_size(build(PackConfig, {"output": "packed"}), ShardLayout(10**6, config.rows_per_shard, 1e6))
 
 
 def test_a_folder_of_other_settings_data_or_things_is_refused_before_anything_is_written(
     crops: Path, tmp_path: Path
 ) -> None:
     config = _config(crops, tmp_path / "out")
-    pack.claimed(config, open_rows(config.data))
+    claimed(config, open_rows(config.data), LAYOUT)
     claim = (tmp_path / "out" / "pack.json").read_bytes()
     for changed, message in [
         ({"rows_per_group": 5}, "packed with rows_per_group = 4, now it is 5"),
-        ({"data": {"kind": "synthetic"}}, "packed with data = "),
+        ({"data": {"kind": "synthetic"}}, "was packed from other data"),
     ]:
         with pytest.raises(UserError, match=message):
             run(_config(crops, tmp_path / "out", **changed), _silent())
@@ -197,7 +311,7 @@ def test_a_folder_of_other_settings_data_or_things_is_refused_before_anything_is
 def test_other_images_of_the_same_folder_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "in", ["a.png", "b.png"])
     config = _config(tmp_path / "in", tmp_path / "out")
-    pack.claimed(config, open_rows(config.data))
+    claimed(config, open_rows(config.data), LAYOUT)
     write_images(tmp_path / "in", ["c.png"])
     with pytest.raises(UserError, match="was packed from other data"):
         run(config, _silent())
@@ -205,28 +319,15 @@ def test_other_images_of_the_same_folder_are_refused(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_refused(crops: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written.*set output"):
+    with pytest.raises(UserError, match=r"cannot be written: .*set another output"):
         run(_config(crops, tmp_path / "file" / "out"), _silent())
 
 
-def test_a_small_disk_is_told_beforehand(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampled_size_is_that_of_the_images_that_can_be_packed(crops: Path, tmp_path: Path) -> None:
     config = _config(crops, tmp_path / "out")
     rows = open_rows(config.data)
-    folder = pack.claimed(config, rows)
-    per_row = pack.sampled_bytes_per_row(rows, config)
     good = [number for number in range(NUM_IMAGES) if number not in BAD]
-    assert per_row == pytest.approx(np.mean([len(rows.image_bytes(number)) for number in good]))
-    for free_bytes, is_told in [(1000, True), (10**6, False)]:
-        console = _silent()
-        monkeypatch.setattr(pack.shutil, "disk_usage", lambda _, free=free_bytes: type("Usage", (), {"free": free}))
-        pack.warn_when_disk_is_small(folder, per_row * len(rows), console)
-        assert ("warning: about" in _said(console)) is is_told
-
-
-def test_no_image_that_can_be_used_makes_no_estimate(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"")
-    config = _config(tmp_path, tmp_path / "out")
-    assert pack.sampled_bytes_per_row(open_rows(config.data), config) == 0.0
+    assert sampled_bytes_per_row(rows, config) == np.mean([len(rows.image_bytes(number)) for number in good])
 
 
 def test_copies_of_a_bad_image_are_bad(crops: Path) -> None:
@@ -238,51 +339,8 @@ def test_copies_of_a_bad_image_are_bad(crops: Path) -> None:
     assert duplicates_D.tolist() == [5]
 
 
-def test_written_settings_hold_no_credentials() -> None:
-    config = build(
-        PackConfig,
-        {"data": {"kind": "folder", "root": "s3://key:secret@bucket/crops"}, "output": "s3://key:secret@bucket/packed"},
-    )
-    written = json.dumps(written_settings(config))
-    assert "s3://bucket/crops" in written
-    assert "secret" not in written
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (3.4e6, "3.4 MB"), (5e9, "5.0 GB"), (2e15, "2000.0 TB")],
-)
-def test_sizes_are_told_in_the_unit_that_fits(size: float, text: str) -> None:
-    assert size_text(size) == text
-
-
-def test_progress_outside_a_terminal_is_lines_with_rate_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 10.0, 20.0, 40.0])
-    monkeypatch.setattr(pack.time, "monotonic", lambda: next(now))
-    console = _silent()
-    progress = pack.PackProgress(console)  # not entered: only lines are looked at
-    progress("packing", 100, 1000)
-    progress("packing", 200, 1000, 1000)
-    progress("packing", 300, 1000, 2000)
-    progress("packing", 500, 1000, 4000)
-    assert _said(console) == "packing: 500 of 1,000  10 images/s, 7.0 kB  0:00:50 left\n"
-
-
 def test_the_bad_share_is_of_all_rows(crops: Path, tmp_path: Path) -> None:
     bad = [BadRow(row=number, image_id=str(number), reason="empty") for number in range(5)]
     pack.check_bad(bad, 50, _config(crops, tmp_path, max_bad_share=0.1))
-    with pytest.raises(UserError, match=r"5 of 49 .*the first: 0: empty; 1: empty; 2: empty\. All"):
+    with pytest.raises(UserError, match=r"5 of 49 .*the first: 0: empty; 1: empty; 2: empty\. Those found"):
         pack.check_bad(bad, 49, _config(crops, tmp_path, max_bad_share=0.1))
-
-
-def test_a_full_disk_names_what_is_needed_by_the_shards_that_are_there(crops: Path, tmp_path: Path) -> None:
-    config = _config(crops, tmp_path / "out")
-    folder = PackFolder(*locate(tmp_path / "out"), str(tmp_path / "out"), "s")
-    assert "0 of 3 shards are whole and stay, about 4.0 kB are still" in pack.full_disk(folder, config, 40, {}, 100.0)
-    write_images(tmp_path / "in", [f"{number:02d}.png" for number in range(16)])
-    (tmp_path / "out").mkdir()
-    rows = open_rows(_config(tmp_path / "in", tmp_path).data)
-    task = ShardTask(0, slice(0, 16), np.empty(0, np.int64), 4, pack.image_rule(config), "s")
-    sidecar = pack_shard(rows, task, *locate(tmp_path / "out"))
-    needed = size_text(sidecar.shard.bytes / 16 * 24)
-    assert f"1 of 3 shards are whole and stay, about {needed}" in pack.full_disk(folder, config, 40, {0: sidecar}, 1.0)

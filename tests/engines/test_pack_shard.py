@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,16 @@ from passreid_ray.data import BadImage, Rows, decode_image
 from passreid_ray.data.folder import FolderSource, read_folder
 from passreid_ray.data.image_hash import difference_hash
 from passreid_ray.data.manifest import Sidecar
-from passreid_ray.engines.pack_shard import ImageRule, ShardTask, hash_rows, pack_image, pack_shard
+from passreid_ray.engines import pack_shard as pack_shard_module
+from passreid_ray.engines.pack_shard import (
+    GROUP_BYTES,
+    ImageRule,
+    PackedImage,
+    ShardTask,
+    hash_rows,
+    pack_image,
+    pack_shard,
+)
 from tests.data.pictures import encoded, gradient, write_images
 
 DISK = pafs.LocalFileSystem()
@@ -136,6 +147,38 @@ def test_more_rows_than_are_read_at_a_time_fill_groups_of_one_size(tmp_path: Pat
     assert sidecar.shard.row_groups == [40, 40, 40, 30]
     table = pq.read_table(tmp_path / "out" / "shard-00000.parquet")
     assert table["image_id"].to_pylist() == rows.image_ids.tolist()
+
+
+def test_large_images_end_a_row_group_before_its_rows_do(tmp_path: Path) -> None:
+    rows = _rows(tmp_path / "in", 12, bad=(1,))
+    large = encoded(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8))
+    for number in (2, 3, 5):
+        (tmp_path / "in" / f"{number:03d}.png").write_bytes(large)
+    assert len(rows.image_bytes(0)) * 4 < len(large)
+    sidecar = pack_shard(rows, _task(rows, bytes_per_group=len(large)), DISK, str(_out(tmp_path)))
+    assert sidecar.shard.row_groups == [2, 1, 2, 4, 2]  # 0 and 2; 3; 4 and 5; 6 to 9; 10 and 11
+    table = pq.read_table(tmp_path / "out" / "shard-00000.parquet")
+    assert table["image"].to_pylist() == [rows.image_bytes(number) for number in range(12) if number != 1]
+
+
+def test_memory_of_a_task_does_not_grow_with_the_size_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _rows(tmp_path / "in", 4)
+    photo = bytes(2_000_000)
+    monkeypatch.setattr(Rows, "read_many", lambda _, numbers: [bytes(bytearray(photo)) for _ in numbers])
+    monkeypatch.setattr(pack_shard_module, "pack_image", lambda data, _: PackedImage(data, 1, 1, 0))
+    many = Rows(rows.table.take(np.arange(128) % 4), rows.stores)
+    tracemalloc.start()
+    before = pa.total_allocated_bytes()
+    peaks = []
+    tables = pack_shard_module._row_groups(many, _task(many, rows_per_group=128), [])
+    for table in tables:
+        peaks.append(tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before)
+        assert table["image"].nbytes <= GROUP_BYTES + len(photo) + 4 * (len(table) + 1)
+    tracemalloc.stop()
+    assert len(peaks) == 8
+    assert max(peaks) < 4 * GROUP_BYTES  # all images take 8 times GROUP_BYTES
 
 
 @pytest.mark.parametrize("rule", [AS_IS, ImageRule(24, 95), ImageRule(500, 95)])

@@ -33,6 +33,10 @@ def test_of_a_large_set_only_a_few_spread_images_are_looked_at(tmp_path: Path) -
         check(tmp_path, good=100, bad=100, max_bad_share=0.1)
 
 
+def test_a_sample_of_a_large_set_may_hold_a_few_bad_images_more_than_the_share_by_chance(tmp_path: Path) -> None:
+    check(tmp_path, good=186, bad=14, max_bad_share=0.05)
+
+
 def test_sizes_of_whole_patches_pass() -> None:
     check_patches((16, 8), {"views.global_size_px": (64, 32), "views.local_size_px": (16, 8)})
 

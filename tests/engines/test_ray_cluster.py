@@ -9,7 +9,7 @@ import ray.data
 from ray.data import DataContext
 
 from passreid_ray.engines import ray_cluster as cluster_module
-from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_cpus, num_cores
+from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_share, num_cores
 from passreid_ray.errors import UserError
 from tests.processes import own_processes
 
@@ -26,13 +26,19 @@ def test_a_worker_gets_its_share_of_the_cores() -> None:
 def test_gpus_are_taken_when_there_is_one_for_every_worker(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, use_gpu: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": float(num_gpus)})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": float(num_gpus), "CPU": 3.0})
     scaling = WorkersConfig(num_workers=2, use_gpu=use_gpu).to_ray()
     assert (scaling.use_gpu, scaling.num_workers) == (expected, 2)
 
 
+def test_a_cluster_without_a_cpu_for_the_data_is_told_instead_of_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UserError, match="2 workers take a CPU each and data needs one more; the cluster has 2"):
+        WorkersConfig(num_workers=2).to_ray()
+
+
 def test_gpus_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0, "CPU": 3.0})
     with pytest.raises(UserError, match="2 workers need a GPU each, the cluster has 1"):
         WorkersConfig(num_workers=2, use_gpu=True).to_ray()
 
@@ -77,7 +83,7 @@ def test_a_second_connection_is_the_first(cluster: None) -> None:
 
 def test_data_and_training_workers_do_not_wait_for_each_other(cluster: None) -> None:
     assert ray.cluster_resources()["CPU"] == num_cores() + 2
-    assert data_cpus(2) == max(1.0, num_cores() / 2)
+    assert data_share(2).cpus == max(1.0, num_cores() / 2)
     assert not DataContext.get_current().enable_progress_bars
 
 

@@ -8,7 +8,11 @@ import torch
 from passreid_ray.config import Section, build
 from passreid_ray.engines.run_folder import RAY_SNAPSHOT, RunConfig, prepare
 from passreid_ray.errors import UserError
+from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.state_files import save_state
+from tests.data.s3 import SECRET, Bucket, bucket, s3_host, s3_keys
+
+__all__ = ["bucket", "s3_host", "s3_keys"]  # fixtures
 
 
 class Model(Section):
@@ -120,6 +124,40 @@ def test_checkpoints_go_to_the_storage_and_all_else_to_the_output(tmp_path: Path
     assert config.run.folder == tmp_path / "out" / "pretrain"
     assert (tmp_path / "store" / "pretrain" / "step_00000006" / "state.json").is_file()
     prepared(config)
+
+
+def test_runs_in_a_bucket_with_options_have_a_folder_each(tmp_path: Path, bucket: Bucket) -> None:
+    jobs = [job(tmp_path, run={"name": name, "storage": bucket.address("runs")}) for name in ("a", "b")]
+    for number, config in enumerate(jobs):
+        started(config, 6 + number)
+    for number, config in enumerate(jobs):
+        assert prepared(config).run.checkpoints.names() == [f"step_{6 + number:08d}"]
+        assert config.run.storage_path == bucket.address("runs")
+        assert config.run.checkpoints.location()[1] == f"{bucket.name}/runs/{config.run.name}"
+
+
+def test_a_bucket_that_may_not_be_used_is_told_in_one_line(tmp_path: Path, bucket: Bucket) -> None:
+    config = started(job(tmp_path, run={"storage": bucket.address("runs")}), 6)
+    message = rf"^run\.storage: s3://{bucket.name}/runs cannot be used: .*AWS Error"
+    with bucket.closed_to_strangers(), pytest.raises(UserError, match=message) as caught:
+        prepared(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_that_cannot_be_listed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: CheckpointStore) -> list[str]:
+        raise OSError("AWS Error ACCESS_DENIED\nmore")
+
+    monkeypatch.setattr(CheckpointStore, "names", refuse)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/pretrain: cannot be read: AWS Error ACCESS_DENIED$"):
+        prepared(job(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["output", "storage"])
+def test_an_address_with_credentials_is_refused_and_does_not_show_them(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^run\.{key}: holds credentials, .* through the environment") as caught:
+        job(tmp_path, run={key: f"s3://key:{SECRET}@bucket/runs"})
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a/b", "", ".hidden", "..", "a b"])

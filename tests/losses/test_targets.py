@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from passreid_ray.losses import centered_targets, sinkhorn_targets
+from passreid_ray.losses import become_centered_targets, centered_targets, sinkhorn_targets
 from tests.ranks import run_on_ranks
 
 
@@ -58,6 +58,26 @@ def test_no_gradient_reaches_the_teacher_or_the_centers() -> None:
     logits, centers_TK = torch.randn(2, 3, 8, requires_grad=True), torch.zeros(1, 8, requires_grad=True)
     assert not centered_targets([logits], centers_TK, 0.04)[0].requires_grad
     assert not sinkhorn_targets([logits], 0.04)[0].requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_centered_targets_are_the_softmax_of_centered_sharpened_logits(dtype: torch.dtype) -> None:
+    logits, centers_TK = torch.randn(2, 3, 5000, dtype=dtype), torch.randn(1, 5000, dtype=dtype)
+    before = logits.clone()
+    exps = ((logits.double() - centers_TK[0].double()) / 0.3).exp()
+    target = centered_targets([logits], centers_TK, 0.3)[0]
+    torch.testing.assert_close(target, (exps / exps.sum(-1, keepdim=True)).to(dtype))
+    assert torch.equal(logits, before)
+    in_place = become_centered_targets(logits, centers_TK[0], 0.3)
+    assert torch.equal(in_place, target)
+    assert in_place.data_ptr() == logits.data_ptr()
+
+
+def test_sinkhorn_leaves_the_logits_as_they_are() -> None:
+    logits = torch.randn(2, 3, 8)
+    before = logits.clone()
+    sinkhorn_targets([logits], 0.1)
+    assert torch.equal(logits, before)
 
 
 def test_centers_of_another_size_are_refused() -> None:

@@ -223,6 +223,33 @@ def test_every_parameter_learns_from_a_global_view() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_recomputed_activations_give_the_same_tokens_and_gradients() -> None:
+    model, noise_L2B = tiny_vit(drop_path=0.5).double(), torch.rand(2, 2, 6)
+    images_BCHW, weights_BTD = torch.randn(6, 3, 64, 32).double(), torch.randn(6, 4, 48).double()
+    kept = model(images_BCHW, drop_path_noise=noise_L2B)
+    expected = _gradients(model, kept, weights_BTD)
+    calls: list[object] = []
+    # A block's first layer: what comes after the last tensor that backward needs is not computed again.
+    model.blocks[0].get_submodule("norm1").register_forward_hook(lambda *call: calls.append(call))
+    model.use_activation_checkpointing(True)
+    recomputed = model(images_BCHW, drop_path_noise=noise_L2B)
+    assert torch.equal(recomputed, kept)
+    gradients = _gradients(model, recomputed, weights_BTD)
+    assert len(calls) == 2
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_nothing_is_recomputed_without_gradients() -> None:
+    model, calls = tiny_vit(), []
+    model.use_activation_checkpointing(True)
+    model.blocks[0].get_submodule("norm1").register_forward_hook(lambda *call: calls.append(call))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 64, 32))
+    assert len(calls) == 1
+
+
 def test_user_mistakes_are_named() -> None:
     model = tiny_vit(drop_path=0.1)
     images_BCHW = torch.randn(2, 3, 64, 32)

@@ -96,3 +96,8 @@ def test_a_write_that_fails_leaves_no_checkpoint(address: str) -> None:
     with pytest.raises(UserError, match="disk full"):
         store.write(2, fail)
     assert store.names() == ["step_00000001"]
+
+
+def test_a_store_below_another_keeps_its_options() -> None:
+    assert CheckpointStore("s3://b/run?region=eu").below("best") == CheckpointStore("s3://b/run/best?region=eu")
+    assert CheckpointStore("/runs/a").below("best") == CheckpointStore("/runs/a/best")

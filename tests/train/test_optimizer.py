@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,40 @@ def test_the_gradient_norm_is_not_finite_when_one_gradient_is_not() -> None:
     assert parameter.grad is not None
     parameter.grad[0, 0] = torch.nan
     assert not torch.isfinite(gradient_norm(model.parameters()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_the_cpu_kernel_takes_the_steps_of_the_formula(dtype: torch.dtype, tolerance: float) -> None:
+    model = model_with_gradients().to(dtype)
+    twin = copy.deepcopy(model)
+    optimizer, plain = build_optimizer(model), torch.optim.AdamW(twin.parameters(), lr=0.1, foreach=False, fused=False)
+    assert optimizer.defaults["fused"] is True
+    for step in range(3):
+        for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+            own.grad = torch.randn(own.shape, dtype=dtype, generator=torch.Generator().manual_seed(step))
+            other.grad = own.grad.clone()
+        set_rates(optimizer, lr=0.1, weight_decay=0.0)
+        plain.param_groups[0]["weight_decay"] = 0.0
+        optimizer.step()
+        plain.step()
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+
+def test_a_loss_scale_skips_a_step_that_overflows_and_takes_the_next() -> None:
+    model = model_with_gradients()
+    optimizer, scaler = build_optimizer(model), torch.amp.grad_scaler.GradScaler("cpu", init_scale=8.0)
+    set_rates(optimizer, lr=0.1, weight_decay=0.0)
+    before = [own.detach().clone() for own in model.parameters()]
+    for factor in (torch.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(5, 4)).square().sum() * factor).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(own, old) for own, old in zip(model.parameters(), before, strict=True)]
+        assert all(moved) if factor == 1.0 else not any(moved)
+    assert scaler.get_scale() == 4.0
 
 
 def test_a_restored_optimizer_takes_the_same_next_step() -> None:

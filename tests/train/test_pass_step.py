@@ -9,6 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
+from passreid_ray.losses import centered_targets, distillation_diagnostics
 from passreid_ray.models import PartViT, PrototypeHead
 from passreid_ray.models.part_vit import Stem
 from passreid_ray.models.pass_model import PassModel
@@ -130,7 +131,7 @@ class Variant:
         state = tiny_state(stem=self.stem, dtype=self.dtype, head_batch_norm=self.head_batch_norm)
         rank, world_size = distributed.rank(), distributed.world_size()
         if world_size > 1:
-            state.forward = DistributedDataParallel(state.student, forward_sync_buffers=False)
+            state.forward = DistributedDataParallel(state.forward, forward_sync_buffers=False)
         losses = []
         for step in range(steps):
             views = rank_slice(random_views(8, seed=step, dtype=self.dtype), rank, world_size)
@@ -193,7 +194,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stem: Stem) ->
 
 def _assert_all_refuse_when_one_is_not_finite() -> None:
     state = tiny_state()
-    state.forward = DistributedDataParallel(state.student, forward_sync_buffers=False)
+    state.forward = DistributedDataParallel(state.forward, forward_sync_buffers=False)
     before = {name: value.clone() for name, value in state.tensors().items()}
     views = random_views(2, seed=distributed.rank())
     if distributed.rank() == 1:
@@ -244,6 +245,46 @@ def test_diagnosis_names_every_token() -> None:
         assert 0 < metrics[f"teacher_entropy/{token}"] <= math.log(32) + 1e-6
         assert metrics[f"kl/{token}"] >= 0
         assert metrics[f"feature_std/{token}"] > 0
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_diagnosis_is_that_of_all_logits(num_micro_batches: int) -> None:
+    state, views = tiny_state(drop_path=0.0), random_views(4, seed=0)
+    with torch.no_grad():
+        state.teacher.head.get_parameter("mlp_cls.0.weight").add_(0.3)
+        student, _ = state.student(views.global_BGCHW.transpose(0, 1))
+        teacher, _ = state.teacher(views.global_BGCHW.transpose(0, 1))
+    targets = centered_targets(teacher, state.centers_TK, RATES.teacher_temp)
+    expected = distillation_diagnostics(student, targets, student_temp=PLAIN.student_temp)
+    settings = StepSettings(num_micro_batches=num_micro_batches)
+    metrics = train_step(state, views, RATES, settings, diagnose=True)
+    for token, name in enumerate(("cls", "part0", "part1", "part2")):
+        torch.testing.assert_close(metrics[f"teacher_entropy/{name}"], expected.teacher_entropy_T[token])
+        torch.testing.assert_close(metrics[f"kl/{name}"], expected.divergence_T[token])
+
+
+def test_the_state_is_named_after_the_models_not_what_wraps_them() -> None:
+    state = tiny_state()
+    names = state.student.state_dict().keys()
+    assert {name for name in state.tensors() if not name.startswith("optimizer.")} == {
+        "centers",
+        *(f"student.{name}" for name in names),
+        *(f"teacher.{name}" for name in names),
+    }
+    train_step(state, random_views(2, seed=0), RATES, PLAIN)
+    learnt = {name for name, own in state.student.named_parameters() if own.requires_grad}
+    assert {name.removeprefix("optimizer.exp_avg.") for name in state.tensors() if ".exp_avg." in name} == learnt
+
+
+def test_recomputed_activations_take_the_same_steps() -> None:
+    states = [tiny_state(), tiny_state()]
+    states[0].student.backbone.use_activation_checkpointing(True)
+    for state in states:
+        for step in range(2):
+            train_step(state, random_views(4, seed=step), RATES, PLAIN)
+    kept, recomputed = (state.tensors() for state in states)
+    for name, value in kept.items():
+        torch.testing.assert_close(recomputed[name], value, rtol=0, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,96 @@
+"""One block of the trunk: timm's own layers, run for the images and the tokens that are wanted."""
+
+# Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, H heads, E width of one, D width.
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BranchDraws:
+    """Stochastic depth of a block (arXiv:1603.09382): which images keep which branch."""
+
+    is_kept_2B: Tensor
+    """Of attention and of the MLP."""
+    rate: float
+    """Chance of an image's branch to be dropped; one that is kept is scaled by 1 / (1 - rate)."""
+
+
+def run_block(
+    block: Block,
+    tokens_BND: Tensor,
+    draws: BranchDraws | None = None,
+    *,
+    num_out: int | None = None,
+    visible_B11N: Tensor | None = None,
+) -> Tensor:
+    """The first ``num_out`` tokens out of ``block``, ``(B, num_out, D)``; none: all.
+
+    Equals timm's ``Block.forward`` with the draws of its DropPath passed in. ``visible_B11N``: tokens that attention
+    may read. What does not reach the result is left out: queries and MLP of the other tokens, and on a CPU the dropped
+    branches of images (elsewhere it would have to wait for the device, to know how many there are).
+    """
+
+    def attention(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
+        visible_R11N = visible_B11N if visible_B11N is None or rows_R is None else visible_B11N[rows_R]
+        return block.ls1(_attend(cast(Attention, block.attn), block.norm1(tokens_RND), num_out, visible_R11N))
+
+    def mlp(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
+        return block.ls2(block.mlp(block.norm2(tokens_RND)))
+
+    of_attention_B, of_mlp_B = (None, None) if draws is None else draws.is_kept_2B
+    rate = 0.0 if draws is None else draws.rate
+    tokens_BND = _with_branch(tokens_BND, attention, of_attention_B, rate, num_out)
+    return _with_branch(tokens_BND, mlp, of_mlp_B, rate, num_out)
+
+
+def _with_branch(
+    tokens_BND: Tensor,
+    branch: Callable[[Tensor, Tensor | None], Tensor],
+    is_kept_B: Tensor | None,
+    rate: float,
+    num_out: int | None,
+) -> Tensor:
+    out_BND = tokens_BND[:, :num_out]
+    if is_kept_B is None:
+        return out_BND + branch(tokens_BND, None)
+    if tokens_BND.device.type == "cpu":
+        rows_R = is_kept_B.nonzero()[:, 0]
+        # With no row at all, weights would get no gradient instead of a zero one, and DDP would wait for it.
+        if 0 < len(rows_R) < len(is_kept_B):
+            kept_RND = branch(tokens_BND[rows_R], rows_R)
+            return out_BND.index_add(0, rows_R, kept_RND.to(out_BND.dtype), alpha=1 / (1 - rate))
+    scales_B11 = is_kept_B.to(tokens_BND)[:, None, None] / (1 - rate)  # in its dtype: a bool would give float32
+    return out_BND + branch(tokens_BND, None) * scales_B11
+
+
+def _attend(attn: Attention, tokens_BND: Tensor, num_queries: int | None, visible_B11N: Tensor | None) -> Tensor:
+    """timm's ``Attention.forward`` with the queries of the first tokens only."""
+    if num_queries is None:
+        return attn(tokens_BND, attn_mask=visible_B11N)
+    asking_BQD = tokens_BND[:, :num_queries]
+    widths = [attn.attn_dim, 2 * attn.attn_dim]
+    of_query, of_key_value = attn.qkv.weight.split(widths)
+    query_bias, key_value_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(widths)
+    query_BHQE = F.linear(asking_BQD, of_query, query_bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    key_value = F.linear(tokens_BND, of_key_value, key_value_bias).unflatten(-1, (2, attn.num_heads, -1))
+    key_BHNE, value_BHNE = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+    query_BHQE, key_BHNE = attn.q_norm(query_BHQE), attn.k_norm(key_BHNE)
+    if attn.fused_attn:
+        drop = attn.attn_drop.p if attn.training else 0.0
+        read_BHQE = F.scaled_dot_product_attention(query_BHQE, key_BHNE, value_BHNE, visible_B11N, drop)
+    else:
+        scores_BHQN = query_BHQE * attn.scale @ key_BHNE.transpose(-2, -1)
+        if visible_B11N is not None:
+            scores_BHQN = scores_BHQN.masked_fill(~visible_B11N, float("-inf"))
+        read_BHQE = attn.attn_drop(scores_BHQN.softmax(dim=-1)) @ value_BHNE
+    read_BQD = attn.norm(read_BHQE.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        read_BQD = read_BQD * attn.gate(asking_BQD).sigmoid()
+    return attn.proj_drop(attn.proj(read_BQD))
