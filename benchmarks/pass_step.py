@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compare import Row, alternate, rows_of, write_result
 from benchmarks.literal_pass import (
@@ -28,6 +27,7 @@ from benchmarks.render import table_of
 from passreid_ray.data.order import EpochOrder
 from passreid_ray.engines.pretrain import PretrainConfig, build_state
 from passreid_ray.train.checkpoints import CheckpointStore
+from passreid_ray.train.compute_rate import count_flops
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
@@ -107,10 +107,13 @@ def check_equal(setting: Setting) -> dict[str, float]:
     _perturb(state)
     load_weights(literal, state.student.state_dict(), state.teacher.state_dict())
     views, rates, precision = setting.views(), setting.rates(), setting.config.precision
-    with FlopCounterMode(display=False) as literal_counter:
-        literal_loss = literal_step(literal, crops_of(views), rates, precision=precision)
-    with FlopCounterMode(display=False) as our_counter:
-        our_loss = float(train_step(state, views, rates, settings)["loss"])
+    losses: list[float] = []
+    steps: list[Callable[[], float]] = [
+        lambda: literal_step(literal, crops_of(views), rates, precision=precision),
+        lambda: float(train_step(state, views, rates, settings)["loss"]),
+    ]
+    flops = [float(count_flops(lambda step=step: losses.append(step()))) for step in steps]
+    literal_loss, our_loss = losses
     found = {"loss": abs(our_loss - literal_loss) / abs(literal_loss)}
     tolerance = BF16_LOSS_TOLERANCE
     if precision == "fp32":
@@ -119,8 +122,7 @@ def check_equal(setting: Setting) -> dict[str, float]:
     for what, difference in found.items():
         if not difference <= tolerance:
             raise AssertionError(f"{what} differs by {difference:.1e}, more than {tolerance}; both took the same step")
-    counters = (literal_counter, our_counter)
-    return {side: float(counter.get_total_flops()) for side, counter in zip(SIDES, counters, strict=True)}
+    return dict(zip(SIDES, flops, strict=True))
 
 
 def measured_rows(setting: Setting, repeats: int) -> tuple[list[Row], Sizes]:

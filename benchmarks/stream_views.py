@@ -4,7 +4,6 @@ Both read, decode and make the same views of the same batches. Run from the repo
 ``OMP_NUM_THREADS=1 python -m benchmarks.stream_views``
 """
 
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ import ray
 import torch
 from PIL import Image
 
+from benchmarks.part_views import official
 from passreid_ray.data.parquet import ParquetSource, read_parquet
 from passreid_ray.data.rows import GROUP_ROWS, Rows
 from passreid_ray.data.stream import EncodedStream, read_encoded
@@ -28,7 +28,6 @@ from passreid_ray.data.synthetic import SyntheticSource, synthetic_rows
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_share
 from passreid_ray.train.view_loader import ViewBatch, ViewMaker
 from passreid_ray.views import PartViews, ViewsConfig, normalize, view_rng
-from tests.reference.official_views import official_normalize, official_view
 
 NUM_ROWS, BATCH_SIZE, STEPS, REPEATS = 8192, 64, 100, 5
 REFERENCE_IMAGES = 320
@@ -60,8 +59,9 @@ def main() -> None:
         def normalized(batch: ViewBatch) -> object:
             return normalize(batch.global_BGCHW, config), normalize(batch.local_BPLCHW, config)
 
+        part_views = PartViews(config)
         numbers = np.random.default_rng(SEED).permutation(len(rows))[:REFERENCE_IMAGES]
-        reference = images_per_second(lambda: (one_by_one(rows, int(n), config) for n in numbers), 1)
+        reference = images_per_second(lambda: (one_by_one(rows, int(n), part_views) for n in numbers), 1)
         rates: dict[str, list[float]] = {"plain": [], "streamed": []}
         for _ in range(REPEATS + 1):  # the first round compiles and starts processes
             rates["plain"].append(images_per_second(plain, BATCH_SIZE))
@@ -84,27 +84,10 @@ def images_per_second(batches: Callable[[], Iterable[object]], batch_size: int) 
     return sum(batch_size for _ in iterator) / (time.perf_counter() - start)
 
 
-def one_by_one(rows: Rows, number: int, config: ViewsConfig) -> list[torch.Tensor]:
+def one_by_one(rows: Rows, number: int, part_views: PartViews) -> list[torch.Tensor]:
     """What the published pipeline does with one image."""
-    image = Image.open(BytesIO(rows.image_bytes(number))).convert("RGB")
-    part_views = PartViews(config)
-    sizes = 2 * [config.global_size_px] + 9 * [config.local_size_px]
-    draws = part_views.draw(image.height, image.width, view_rng(SEED, 0, str(rows.image_ids[number])))
-    return [
-        official_normalize(
-            official_view(
-                image,
-                box=draw.box,
-                size=size,
-                flip=draw.flip,
-                jitter=dataclasses.astuple(draw.jitter) if draw.jitter else None,
-                grey=draw.grey,
-                blur_radius=draw.blur_radius_px,
-                solarize=draw.solarize,
-            )
-        )
-        for draw, size in zip(draws, sizes, strict=True)
-    ]
+    image_HWC = np.asarray(Image.open(BytesIO(rows.image_bytes(number))).convert("RGB"))
+    return official(part_views, image_HWC, view_rng(SEED, 0, str(rows.image_ids[number])))
 
 
 def packed(folder: Path) -> Path:

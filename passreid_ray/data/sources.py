@@ -16,7 +16,7 @@ from passreid_ray.data.synthetic import SyntheticSource, synthetic_rows
 from passreid_ray.data.tar_source import TarSource, read_tar
 from passreid_ray.data.zip_source import ZipSource, read_zip
 
-SingleSource = Annotated[
+_Single = (
     FolderSource
     | LabelsCsvSource
     | LmdbSource
@@ -25,9 +25,9 @@ SingleSource = Annotated[
     | ParquetSource
     | SyntheticSource
     | TarSource
-    | ZipSource,
-    Field(discriminator="kind"),
-]
+    | ZipSource
+)
+SingleSource = Annotated[_Single, Field(discriminator="kind")]
 
 
 class JoinedSource(Section):
@@ -38,19 +38,7 @@ class JoinedSource(Section):
     """The sources to join."""
 
 
-Source = Annotated[
-    FolderSource
-    | LabelsCsvSource
-    | LmdbSource
-    | Market1501Source
-    | MSMT17Source
-    | ParquetSource
-    | SyntheticSource
-    | TarSource
-    | ZipSource
-    | JoinedSource,
-    Field(discriminator="kind"),
-]
+Source = Annotated[_Single | JoinedSource, Field(discriminator="kind")]
 
 
 def open_rows(source: Source) -> Rows:

@@ -21,7 +21,8 @@ DEFAULT_WIDTH = 22
 REQUIRED = "must be given"
 VALUES = """
 Values are written as in TOML: 3, 1e-4, true, [256, 128]; text needs no quotes. A setting whose default is none, or that
-says so, takes the word none. Later wins: default below, preset, command line. What a run used is in its config.toml.
+says so, takes the word none. Later wins: default below, preset, command line. What a job used is
+written into its output.
 """
 
 

@@ -3,8 +3,7 @@
 # Shape letters: B batch, G global views, V views of one token, R rows (views x images) of a chunk, N rows of a block,
 # D bottleneck width, K prototypes.
 
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,15 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passreid_ray.dtypes import at_least_float32
+from passreid_ray.losses.logit_chunks import BLOCK_BYTES, GRADIENT_UNIT, in_matmul_dtype, row_blocks, targets_of_views
 
 CHUNK_ROWS = 128
 """Rows whose logits exist at a time. Fewer rows read and write the prototypes more often; 65,536 prototypes: 34 MB."""
-
-_BLOCK_BYTES = 2**21
-"""What the passes between the matmuls work on at a time on a CPU: it stays in its cache."""
-
-_GRADIENT_UNIT = 64.0
-"""What gradients of logits are multiplied by on their way into a matmul: float16 would lose those of 1 / 65,536."""
 
 
 def prototype_cross_entropy(
@@ -115,10 +109,10 @@ def _loss_and_products(
     wanted: Sequence[bool],
 ) -> _Products:
     num_views, batch = features_VBD.shape[:2]
-    targets = _targets_of_views(targets_GBK, num_views)
+    targets = targets_of_views(targets_GBK, num_views)
     num_terms = (num_views - 1) * len(targets_GBK) * batch
-    rows_MD = _in_matmul_dtype(features_VBD.flatten(0, 1))
-    weights_KD = _in_matmul_dtype(weight_v_KD)
+    rows_MD = in_matmul_dtype(features_VBD.flatten(0, 1))
+    weights_KD = in_matmul_dtype(weight_v_KD)
     with torch.autocast(rows_MD.device.type, enabled=False):
         length_K1 = torch.linalg.vector_norm(weight_v_KD, dim=1, keepdim=True)
         scale_K = (1 / length_K1 if weight_g_K1 is None else weight_g_K1 / length_K1)[:, 0]
@@ -130,7 +124,7 @@ def _loss_and_products(
         for first, rows_RD in zip(range(0, len(rows_MD), chunk_rows), rows_MD.split(chunk_rows), strict=True):
             logits_RK = buffer_RK[: len(rows_RD)]
             _product(logits_RK, rows_RD, weights_KD.T, is_first=True)
-            for logits_NK, targets_NK in _blocks(logits_RK, targets, first):
+            for logits_NK, targets_NK in row_blocks(logits_RK, targets, first):
                 logits_NK.mul_(sharp_K)
                 loss += _block_loss(logits_NK, targets_NK, become_gradients=any(wanted))
             if d_weights_KD is not None:
@@ -143,7 +137,7 @@ def _loss_and_products(
         None if d_rows_MD is None else d_rows_MD.view_as(features_VBD),
         d_weights_KD,
         length_K1,
-        unit=1 / (_GRADIENT_UNIT * num_terms * student_temp),
+        unit=1 / (GRADIENT_UNIT * num_terms * student_temp),
         features_dtype=features_VBD.dtype,
     )
 
@@ -156,7 +150,7 @@ def _weight_gradients(
     along_K1 = torch.empty_like(length_K1)
     rows = len(weight_v_KD)
     if weight_v_KD.device.type == "cpu":
-        rows = max(1, _BLOCK_BYTES // (weight_v_KD.shape[1] * weight_v_KD.element_size()))
+        rows = max(1, BLOCK_BYTES // (weight_v_KD.shape[1] * weight_v_KD.element_size()))
     for block in range(0, len(weight_v_KD), rows):
         own = slice(block, block + rows)
         products_ND, weight_v_ND, length_N1 = products_KD[own], weight_v_KD[own], length_K1[own]
@@ -165,27 +159,6 @@ def _weight_gradients(
         products_ND.addcmul_(weight_v_ND, along_N1 / length_N1, value=-1).mul_(scale_K1[own])
         along_K1[own] = along_N1
     return products_KD, None if weight_g_K1 is None else along_K1.mul_(unit)
-
-
-def _targets_of_views(targets_GBK: Tensor, num_views: int) -> list[Tensor]:
-    """Per student view the sum of the other views' targets, ``(B, K)``: cross-entropy is linear in the target."""
-    views = list(targets_GBK)
-    if len(views) == 1:  # the only global view has no other to learn from
-        return [torch.zeros_like(views[0])] + views * (num_views - 1)
-    own = [_sum([*views[:view], *views[view + 1 :]]) for view in range(len(views))]
-    return own + [_sum(views)] * (num_views - len(views))
-
-
-def _sum(targets: Sequence[Tensor]) -> Tensor:
-    return reduce(torch.add, targets)  # one tensor is handed on, not copied
-
-
-def _in_matmul_dtype(tensor: Tensor) -> Tensor:
-    """``tensor`` in autocast's dtype where it is on, as for ``F.linear``: float64 is kept."""
-    device_type = tensor.device.type
-    if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
-        return tensor.to(torch.get_autocast_dtype(device_type))
-    return tensor
 
 
 def _product(sum_NM: Tensor, left_NR: Tensor, right_RM: Tensor, *, is_first: bool) -> None:
@@ -197,25 +170,12 @@ def _product(sum_NM: Tensor, left_NR: Tensor, right_RM: Tensor, *, is_first: boo
         sum_NM.add_(left_NR @ right_RM) if is_half else torch.addmm(sum_NM, left_NR, right_RM, out=sum_NM)
 
 
-def _blocks(logits_RK: Tensor, targets: Sequence[Tensor], first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive rows of one view each, and their targets; ``first`` is the number of the chunk's first row."""
-    batch = len(targets[0])
-    row_bytes = logits_RK.shape[1] * logits_RK.element_size()
-    at_most = max(1, _BLOCK_BYTES // row_bytes) if logits_RK.device.type == "cpu" else batch
-    start = 0
-    while start < len(logits_RK):
-        view, image = divmod(first + start, batch)
-        stop = min(start + at_most, start + batch - image, len(logits_RK))
-        yield logits_RK[start:stop], targets[view][image : image + stop - start]
-        start = stop
-
-
 def _block_loss(logits_NK: Tensor, targets_NK: Tensor, *, become_gradients: bool) -> Tensor:
-    """Sum of the rows' cross-entropies; the logits become its gradient for them, in ``_GRADIENT_UNIT``."""
+    """Sum of the rows' cross-entropies; the logits become its gradient for them, in ``GRADIENT_UNIT``."""
     log_prob_NK = F.log_softmax(logits_NK, dim=-1)
     if become_gradients:
         torch.exp(log_prob_NK, out=logits_NK)
-        logits_NK.mul_(targets_NK.sum(dim=-1, keepdim=True) * _GRADIENT_UNIT).sub_(targets_NK, alpha=_GRADIENT_UNIT)
+        logits_NK.mul_(targets_NK.sum(dim=-1, keepdim=True) * GRADIENT_UNIT).sub_(targets_NK, alpha=GRADIENT_UNIT)
     # A product, not a matmul, which TF32 would round.
     return -log_prob_NK.mul_(targets_NK).sum()
 

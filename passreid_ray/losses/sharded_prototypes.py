@@ -12,8 +12,7 @@ the ranks: rank r's are r * B to (r + 1) * B. Without a process group they are t
 # Shape letters: W ranks, K prototypes of all ranks, S = K/W of this rank, D bottleneck width, G global views, V views
 # of one token, B images of this rank, I = W * B of all ranks, R rows (views x images) of a chunk, N rows of a block.
 
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -24,16 +23,11 @@ from torch.autograd.function import once_differentiable
 from passreid_ray.distributed import all_gather, all_reduce_mean, all_reduce_sum, is_active, world_size
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
+from passreid_ray.losses.logit_chunks import GRADIENT_UNIT, in_matmul_dtype, row_blocks, targets_of_views
 from passreid_ray.losses.targets import SINKHORN_ITERATIONS
 
 CHUNK_ROWS = 256
 """Rows of all ranks whose logits exist at a time. 65,536 prototypes on 2 ranks: 34 MB."""
-
-_BLOCK_BYTES = 2**21
-"""Logits that the passes between the matmuls work on at a time on a CPU: they stay in its cache."""
-
-_GRADIENT_UNIT = 64.0
-"""What gradients of logits are multiplied by on their way into a matmul: float16 would lose those of 1 / 65,536."""
 
 
 def shard_rows(num_prototypes: int, rank: int, world_size: int) -> slice:
@@ -170,10 +164,10 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and its gradients for this rank's features (times W) and prototypes where ``wanted``, else None."""
     num_views, num_global, num_images = len(features_VBD), *targets_GIS.shape[:2]
-    targets = _targets_of_views(targets_GIS, num_views)
+    targets = targets_of_views(targets_GIS, num_views)
     num_terms = (num_views - 1) * num_global * num_images
-    scale = 1 / (_GRADIENT_UNIT * num_terms * student_temp)
-    own_VBD, weights_SD = _matmul_operands(features_VBD, prototypes_SD)
+    scale = 1 / (GRADIENT_UNIT * num_terms * student_temp)
+    own_VBD, weights_SD = in_matmul_dtype(features_VBD), in_matmul_dtype(prototypes_SD)
     rows_MD = _of_all_ranks(own_VBD).flatten(0, 1)
     d_rows_MD = torch.empty_like(at_least_float32(rows_MD)) if wanted[0] else None
     d_weights_SD = torch.empty_like(at_least_float32(weights_SD)) if wanted[1] else None
@@ -183,7 +177,7 @@ def _loss_and_gradients(
     with torch.autocast(rows_MD.device.type, enabled=False):
         for first, rows_RD in zip(range(0, len(rows_MD), chunk_rows), rows_MD.split(chunk_rows), strict=True):
             logits_RS = _scaled_logits(rows_RD, weights_SD, student_temp, buffer_RS[: len(rows_RD)])
-            loss += _chunk_loss(list(_blocks(logits_RS, targets, first)), become_gradients=any(wanted))
+            loss += _chunk_loss(list(row_blocks(logits_RS, targets, first)), become_gradients=any(wanted))
             d_logits_RS = logits_RS.to(rows_RD.dtype)
             if d_rows_MD is not None:
                 d_rows_MD[first : first + chunk_rows] = d_logits_RS @ weights_SD
@@ -198,7 +192,7 @@ def _loss_and_gradients(
 
 
 def _chunk_loss(blocks: Sequence[tuple[Tensor, Tensor]], *, become_gradients: bool) -> Tensor:
-    """Sum of a chunk's cross-entropies; the logits become its gradient for them, in ``_GRADIENT_UNIT``.
+    """Sum of a chunk's cross-entropies; the logits become its gradient for them, in ``GRADIENT_UNIT``.
 
     A row's cross-entropy is (sum of targets) * (log-sum-exp of logits) - (sum of targets * logits): three sums over
     columns, of which this rank has its share.
@@ -207,10 +201,10 @@ def _chunk_loss(blocks: Sequence[tuple[Tensor, Tensor]], *, become_gradients: bo
     sums_W3R = all_gather(torch.cat(sums, dim=1)[None])
     log_sum_R, mass_R, product_R = sums_W3R[:, 0].logsumexp(dim=0), sums_W3R[:, 1].sum(dim=0), sums_W3R[:, 2].sum(dim=0)
     if become_gradients:
-        factor_R = (torch.cat(shifts) - log_sum_R).exp() * mass_R * _GRADIENT_UNIT
+        factor_R = (torch.cat(shifts) - log_sum_R).exp() * mass_R * GRADIENT_UNIT
         factors = factor_R.split([len(shift_N) for shift_N in shifts])
         for (exp_NS, targets_NS), factor_N in zip(blocks, factors, strict=True):
-            exp_NS.mul_(factor_N[:, None]).sub_(targets_NS, alpha=_GRADIENT_UNIT)
+            exp_NS.mul_(factor_N[:, None]).sub_(targets_NS, alpha=GRADIENT_UNIT)
     return (mass_R * log_sum_R - product_R).sum()
 
 
@@ -236,7 +230,7 @@ def _shifted_exp(logits_NS: Tensor) -> tuple[Tensor, Tensor]:
 
 def _teacher_logits(teacher_features_GBD: Tensor, prototypes_SD: Tensor) -> Tensor:
     """Logits ``(G, I, S)`` of all ranks' images, that may be written to."""
-    own_GBD, weights_SD = _matmul_operands(teacher_features_GBD, prototypes_SD)
+    own_GBD, weights_SD = in_matmul_dtype(teacher_features_GBD), in_matmul_dtype(prototypes_SD)
     return at_least_float32(_of_all_ranks(own_GBD) @ weights_SD.T)
 
 
@@ -255,28 +249,6 @@ def _sum_of_own_images(all_VID: Tensor) -> Tensor:
     return own_VBD
 
 
-def _targets_of_views(targets_GIS: Tensor, num_views: int) -> list[Tensor]:
-    """Per student view the sum of the other views' targets, ``(I, S)``: cross-entropy is linear in the target."""
-    views = list(targets_GIS)
-    if len(views) == 1:  # the only global view has no other to learn from
-        return [torch.zeros_like(views[0])] + views * (num_views - 1)
-    own = [_sum([*views[:view], *views[view + 1 :]]) for view in range(len(views))]
-    return own + [_sum(views)] * (num_views - len(views))
-
-
-def _sum(targets: Sequence[Tensor]) -> Tensor:
-    return reduce(torch.add, targets)  # one tensor is handed on, not copied
-
-
-def _matmul_operands(rows_VBD: Tensor, weights_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in autocast's dtype where it is on, as for ``F.linear``: float64 is kept."""
-    device_type = rows_VBD.device.type
-    if torch.is_autocast_enabled(device_type) and rows_VBD.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-        return rows_VBD.to(dtype), weights_SD.to(dtype)
-    return rows_VBD, weights_SD
-
-
 def _scaled_logits(rows_RD: Tensor, weights_SD: Tensor, student_temp: float, out_RS: Tensor) -> Tensor:
     """Logits over the temperature, in ``out_RS``."""
     if rows_RD.dtype == out_RS.dtype:
@@ -292,19 +264,6 @@ def _add_product(sum_SD: Tensor, left_SR: Tensor, right_RD: Tensor, scale: float
         sum_SD.copy_(left_SR @ right_RD).mul_(scale)
     else:
         sum_SD.add_(left_SR @ right_RD, alpha=scale)
-
-
-def _blocks(logits_RS: Tensor, targets: Sequence[Tensor], first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive rows of one view each, and their targets; ``first`` is the number of the chunk's first row."""
-    num_images = len(targets[0])
-    row_bytes = logits_RS.shape[1] * logits_RS.element_size()
-    at_most = max(1, _BLOCK_BYTES // row_bytes) if logits_RS.device.type == "cpu" else num_images
-    start = 0
-    while start < len(logits_RS):
-        view, image = divmod(first + start, num_images)
-        stop = min(start + at_most, start + num_images - image, len(logits_RS))
-        yield logits_RS[start:stop], targets[view][image : image + stop - start]
-        start = stop
 
 
 def _check_center(center_S: Tensor, prototypes_SD: Tensor) -> None:

@@ -3,11 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-import torch
-
 from benchmarks.compare import Spread, Timing, alternate, rows_of, times_as_fast, times_less_cpu, write_result
-from benchmarks.machine import Machine, matmul_gflops
+from benchmarks.machine import Machine
 from benchmarks.render import main, shown, table_of
 
 MACHINE = Machine("Some CPU", 4, 15.5, None, "3.11.7", "2.15.0", 2, {"fp32": 180.2, "bf16": 390.0})
@@ -43,23 +40,6 @@ def test_a_row_has_medians_and_the_first_side_is_the_baseline() -> None:
     assert (second["wall s"], second["images/s"]) == (2, 4)
     assert (second["times as fast"], second["lowest"], second["highest"]) == (2, 1, 4)
     assert second["times less CPU"] == 2
-
-
-def test_the_matmul_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    sides: list[int] = []
-
-    def one_second_per_trial(side: int, *_: object) -> float:
-        sides.append(side)
-        return (side / 1024) ** 3
-
-    monkeypatch.setattr("benchmarks.machine._product_seconds", one_second_per_trial)
-    assert matmul_gflops(torch.float32, torch.device("cpu")) == pytest.approx(2 * 1024**3 / 1e9)
-    assert sides == [1024]  # 2048 would take 8 s
-
-
-def test_a_fast_machine_multiplies_the_large_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.machine._product_seconds", lambda side, *_: 0.01 * (side / 1024) ** 2)
-    assert matmul_gflops(torch.float32, torch.device("cpu")) == pytest.approx(2 * 4096**3 / 0.16 / 1e9)
 
 
 def test_numbers_are_shown_to_three_digits() -> None:

@@ -36,11 +36,8 @@ def kill_a_worker_at(step: int, folder: Path) -> threading.Thread:
     return thread
 
 
-def killed_and_given_again(job: str, preset: Path, is_time: Callable[[], object], *changes: str) -> str:
-    """What ``jobs/<job>`` prints the second time, after its whole process tree was killed as soon as ``is_time``.
-
-    The second time it also gets the settings ``changes``.
-    """
+def killed_and_given_again(job: str, preset: Path, is_time: Callable[[], object]) -> str:
+    """What ``jobs/<job>`` prints the second time, after its whole process tree was killed as soon as ``is_time``."""
     command = [sys.executable, f"jobs/{job}", str(preset)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     with subprocess.Popen(
@@ -52,5 +49,4 @@ def killed_and_given_again(job: str, preset: Path, is_time: Callable[[], object]
         for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(ProcessLookupError):  # ended with one that was killed before it
                 os.kill(victim.pid, signal.SIGKILL)
-    command += changes
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from passreid_ray.losses import centered_targets, part_distillation_loss, prototype_distillation
+from passreid_ray.losses import centered_targets, logit_chunks, part_distillation_loss, prototype_distillation
 from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
 from tests.reference.literal_pass_loss import literal_pass_loss
 
@@ -106,7 +106,10 @@ def test_chunks_and_blocks_of_any_size_change_nothing(
 ) -> None:
     features_VBD, weights, teacher_GBK = random_case(num_local=num_local, batch=batch)
     block_bytes = block_rows * len(weights[0]) * weights[0].element_size()
-    with patch.object(prototype_distillation, "_BLOCK_BYTES", block_bytes):
+    with (
+        patch.object(logit_chunks, "BLOCK_BYTES", block_bytes),
+        patch.object(prototype_distillation, "BLOCK_BYTES", block_bytes),
+    ):
         found = prototype_cross_entropy(
             features_VBD, *weights, targets_of(teacher_GBK), student_temp=STUDENT_TEMP, chunk_rows=chunk_rows
         )

@@ -15,8 +15,8 @@ from passreid_ray.distributed import all_reduce_mean, rank, world_size
 from passreid_ray.errors import UserError
 from passreid_ray.losses import (
     centered_targets,
+    logit_chunks,
     part_distillation_loss,
-    sharded_prototypes,
     sinkhorn_targets,
     updated_centers,
 )
@@ -259,7 +259,7 @@ def assert_same_value_and_gradients(found: Tensor, expected: Tensor, leaves: lis
 def test_chunks_and_blocks_of_any_size_change_nothing(num_local: int, batch: int, chunk_rows: int, block: int) -> None:
     features_VBD, prototypes_SD, targets_GIS = one_process_case(num_local, batch)
     block_bytes = block * len(prototypes_SD) * prototypes_SD.element_size()
-    with patch.object(sharded_prototypes, "_BLOCK_BYTES", block_bytes):
+    with patch.object(logit_chunks, "BLOCK_BYTES", block_bytes):
         arguments = features_VBD, prototypes_SD, targets_GIS
         found = sharded_cross_entropy(*arguments, student_temp=STUDENT_TEMP, chunk_rows=chunk_rows)
     logits_VIK = features_VBD @ prototypes_SD.T
