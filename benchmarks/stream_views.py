@@ -29,7 +29,7 @@ from passreid_ray.engines.ray_cluster import WorkersConfig, connect, data_share
 from passreid_ray.train.view_loader import ViewBatch, ViewMaker
 from passreid_ray.views import PartViews, ViewsConfig, normalize, view_rng
 
-NUM_ROWS, BATCH_SIZE, STEPS, REPEATS = 8192, 64, 100, 5
+NUM_ROWS, BATCH_SIZE, STEPS, REPEATS = 4096, 64, 50, 3
 REFERENCE_IMAGES = 320
 SEED = 0
 
