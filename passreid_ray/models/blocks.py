@@ -1,4 +1,7 @@
-"""One block of the trunk: timm's own layers, run for the images and the tokens that are wanted."""
+"""One block of the trunk: timm's own layers, run for the images and the tokens that are wanted.
+
+A module that is called, not a function of one: what shards or compiles block by block hooks into the call.
+"""
 
 # Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, H heads, E width of one, D width.
 
@@ -22,32 +25,41 @@ class BranchDraws:
     """Chance of an image's branch to be dropped; one that is kept is scaled by 1 / (1 - rate)."""
 
 
-def run_block(
-    block: Block,
-    tokens_BND: Tensor,
-    draws: BranchDraws | None = None,
-    *,
-    num_out: int | None = None,
-    visible_B11N: Tensor | None = None,
-) -> Tensor:
-    """The first ``num_out`` tokens out of ``block``, ``(B, num_out, D)``; none: all.
+class PartBlock(Block):
+    """timm's pre-norm block, with another forward."""
 
-    Equals timm's ``Block.forward`` with the draws of its DropPath passed in. ``visible_B11N``: tokens that attention
-    may read. What does not reach the result is left out: queries and MLP of the other tokens, and on a CPU the dropped
-    branches of images (elsewhere it would have to wait for the device, to know how many there are).
-    """
+    @classmethod
+    def of(cls, block: Block) -> "PartBlock":
+        """``block`` itself, from now on with this forward; its weights and their names stay."""
+        block.__class__ = cls
+        return cast(PartBlock, block)
 
-    def attention(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
-        visible_R11N = visible_B11N if visible_B11N is None or rows_R is None else visible_B11N[rows_R]
-        return block.ls1(_attend(cast(Attention, block.attn), block.norm1(tokens_RND), num_out, visible_R11N))
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] only part-token models call it
+        self,
+        tokens_BND: Tensor,
+        draws: BranchDraws | None = None,
+        *,
+        num_out: int | None = None,
+        visible_B11N: Tensor | None = None,
+    ) -> Tensor:
+        """The first ``num_out`` tokens out of the block, ``(B, num_out, D)``; none: all.
 
-    def mlp(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
-        return block.ls2(block.mlp(block.norm2(tokens_RND)))
+        Equals timm's ``Block.forward`` with the draws of its DropPath passed in. ``visible_B11N``: tokens that
+        attention may read. What does not reach the result is left out: queries and MLP of the other tokens, and on a
+        CPU the dropped branches of images (elsewhere it would have to wait for the device, to know how many there are).
+        """
 
-    of_attention_B, of_mlp_B = (None, None) if draws is None else draws.is_kept_2B
-    rate = 0.0 if draws is None else draws.rate
-    tokens_BND = _with_branch(tokens_BND, attention, of_attention_B, rate, num_out)
-    return _with_branch(tokens_BND, mlp, of_mlp_B, rate, num_out)
+        def attention(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
+            visible_R11N = visible_B11N if visible_B11N is None or rows_R is None else visible_B11N[rows_R]
+            return self.ls1(_attend(cast(Attention, self.attn), self.norm1(tokens_RND), num_out, visible_R11N))
+
+        def mlp(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
+            return self.ls2(self.mlp(self.norm2(tokens_RND)))
+
+        of_attention_B, of_mlp_B = (None, None) if draws is None else draws.is_kept_2B
+        rate = 0.0 if draws is None else draws.rate
+        tokens_BND = _with_branch(tokens_BND, attention, of_attention_B, rate, num_out)
+        return _with_branch(tokens_BND, mlp, of_mlp_B, rate, num_out)
 
 
 def _with_branch(

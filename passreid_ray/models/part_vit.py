@@ -15,12 +15,11 @@ from typing import Any, Literal, cast
 
 import torch
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from passreid_ray.errors import UserError
-from passreid_ray.models.blocks import BranchDraws, run_block
+from passreid_ray.models.blocks import BranchDraws, PartBlock
 from passreid_ray.models.ics_stem import OFFICIAL_CHANNELS, IcsStem
 from passreid_ray.models.patch_grids import checked_grids, positions_on_canvas, real_patches, without_padding
 from passreid_ray.models.positions import Grid, resize_positions, resize_positions_as_reference
@@ -143,7 +142,7 @@ class PartViT(nn.Module):
             draws = None if noise_L2B is None or rate == 0 else BranchDraws(noise_L2B[index] >= rate, rate)
             # The patches of the last block are not read.
             num_out = None if index + 1 < self.depth else self.num_tokens if part_B is None else 2
-            run = partial(run_block, block, draws=draws, num_out=num_out, visible_B11N=visible_B11N)
+            run = partial(block, draws=draws, num_out=num_out, visible_B11N=visible_B11N)
             if self.checkpoints_activations and torch.is_grad_enabled():
                 tokens_BND = cast(Tensor, checkpoint(run, tokens_BND, use_reentrant=False))
             else:
@@ -175,7 +174,7 @@ class PartViT(nn.Module):
         tokens_BND = self._tokens(images_BCHW, None)
         *first_blocks, last = self._blocks()
         for block in first_blocks:
-            tokens_BND = run_block(block, tokens_BND)
+            tokens_BND = block(tokens_BND)
         attn = cast(Attention, last.attn)
         batch, length, _ = tokens_BND.shape
         qkv = attn.qkv(last.norm1(tokens_BND)).reshape(batch, length, 3, attn.num_heads, attn.head_dim)
@@ -240,8 +239,8 @@ class PartViT(nn.Module):
             raise UserError(f"drop_path_noise: expected {shape} (depth, 2, B), found {tuple(noise_L2B.shape)}")
         return noise_L2B
 
-    def _blocks(self) -> Iterable[Block]:
-        return cast(Iterable[Block], self.blocks)
+    def _blocks(self) -> Iterable[PartBlock]:
+        return cast(Iterable[PartBlock], self.blocks)
 
     def _grid_of(self, height_px: int, width_px: int) -> Grid:
         patch_height, patch_width = self.patch_size

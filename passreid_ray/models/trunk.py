@@ -1,7 +1,7 @@
 """The plain timm vision transformer whose patch embedding, blocks and norm a part-token model takes over."""
 
 import difflib
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.layers.attention import Attention
@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from passreid_ray.errors import UserError
+from passreid_ray.models.blocks import PartBlock
 
 _OURS = {
     "pretrained": "load weights with load_timm_weights",
@@ -23,7 +24,7 @@ _OURS = {
 def build_trunk(name: str, image_size: tuple[int, int], trunk_kwargs: dict[str, Any]) -> VisionTransformer:
     """A randomly initialised timm ``VisionTransformer`` that fits a part-token model and takes every input size.
 
-    Its patch embedding returns ``(B, rows, columns, D)``.
+    Its patch embedding returns ``(B, rows, columns, D)``; its blocks are ``PartBlock``.
 
     Raises:
         UserError: unknown name, arguments that timm refuses, or a transformer that is not the plain pre-norm one.
@@ -43,6 +44,8 @@ def build_trunk(name: str, image_size: tuple[int, int], trunk_kwargs: dict[str, 
         raise UserError(f"trunk: {name!r} does not fit: it is a {type(trunk).__name__}, not a VisionTransformer")
     if reasons := _misfits(trunk):
         raise UserError(f"trunk: {name!r} does not fit a part-token model: {'; '.join(reasons)}")
+    for block in trunk.blocks:
+        PartBlock.of(cast(Block, block))
     return trunk
 
 

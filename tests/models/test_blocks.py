@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from passreid_ray.models.blocks import BranchDraws, run_block
+from passreid_ray.models.blocks import BranchDraws, PartBlock
 
 RATE = 0.4
 SOME = [[True, False, True, True, False], [False, True, True, True, True]]
@@ -49,10 +49,10 @@ def outcome(block: Block, tokens_BND: Tensor, out_BND: Tensor) -> list[Tensor]:
 )
 def test_draws_do_what_drop_path_does(is_kept: list[list[bool]]) -> None:
     block, tokens_BND, is_kept_2B = random_block(), random_tokens(), torch.tensor(is_kept)
-    got = outcome(block, tokens_BND, run_block(block, tokens_BND, BranchDraws(is_kept_2B, RATE)))
+    got = outcome(block, tokens_BND, PartBlock.of(block)(tokens_BND, BranchDraws(is_kept_2B, RATE)))
     for name, own_B in zip(("drop_path1", "drop_path2"), is_kept_2B, strict=True):
         setattr(block, name, Scaled(own_B.double() / (1 - RATE)))
-    for own, expected in zip(got, outcome(block, tokens_BND, block(tokens_BND)), strict=True):
+    for own, expected in zip(got, outcome(block, tokens_BND, Block.forward(block, tokens_BND)), strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -60,14 +60,14 @@ def test_dropped_branches_of_images_are_not_computed_on_a_cpu() -> None:
     block, tokens_BND, num_images = random_block(), random_tokens(), []
     for branch in (block.attn.get_submodule("proj"), block.mlp):
         branch.register_forward_hook(lambda _module, inputs, _output: num_images.append(len(inputs[0])))
-    run_block(block, tokens_BND, BranchDraws(torch.tensor(SOME), RATE))
+    PartBlock.of(block)(tokens_BND, BranchDraws(torch.tensor(SOME), RATE))
     assert num_images == [3, 4]
 
 
 def test_a_branch_that_all_images_drop_gives_zero_gradients_not_none() -> None:
     block, tokens_BND = random_block(), random_tokens()
     draws = BranchDraws(torch.zeros(2, 5, dtype=torch.bool), RATE)
-    run_block(block, tokens_BND, draws).sum().backward()
+    PartBlock.of(block)(tokens_BND, draws).sum().backward()
     assert all(own.grad is not None and not own.grad.any() for own in block.parameters())
 
 
@@ -83,8 +83,8 @@ def test_the_first_tokens_are_those_of_the_whole_block(
     visible_B11N[1:3, ..., 6:] = False
     visible = visible_B11N if is_padded else None
     draws = BranchDraws(torch.tensor(SOME), RATE) if is_dropped else None
-    got = run_block(block, tokens_BND, draws, num_out=3, visible_B11N=visible)
-    whole = run_block(block, tokens_BND, draws, visible_B11N=visible)[:, :3]
+    got = PartBlock.of(block)(tokens_BND, draws, num_out=3, visible_B11N=visible)
+    whole = PartBlock.of(block)(tokens_BND, draws, visible_B11N=visible)[:, :3]
     assert got.shape == (5, 3, 12)
     for own, expected in zip(outcome(block, tokens_BND, got), outcome(block, tokens_BND, whole), strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
@@ -93,12 +93,12 @@ def test_the_first_tokens_are_those_of_the_whole_block(
 def test_only_the_first_tokens_ask() -> None:
     block, tokens_BND, lengths = random_block(), random_tokens(), []
     block.attn.get_submodule("proj").register_forward_hook(lambda _m, inputs, _o: lengths.append(inputs[0].shape[1]))
-    run_block(block, tokens_BND, num_out=3)
+    PartBlock.of(block)(tokens_BND, num_out=3)
     assert lengths == [3]
 
 
 def test_a_gate_is_that_of_the_asking_token() -> None:
     block, tokens_BND = random_block(), random_tokens()
     setattr(block.attn, "gate", nn.Linear(12, 12).double())  # noqa: B010 an optional layer of timm's
-    got, whole = run_block(block, tokens_BND, num_out=3), run_block(block, tokens_BND)[:, :3]
+    got, whole = PartBlock.of(block)(tokens_BND, num_out=3), PartBlock.of(block)(tokens_BND)[:, :3]
     torch.testing.assert_close(got, whole)

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -154,7 +155,7 @@ def _with_fixed_branch_scales(block: Block, scales_2B: Tensor) -> Callable[[Tens
         scales_B11 = scales_2B[index].view(-1, 1, 1)
         draws.register_forward_hook(lambda _module, _inputs, output, scales_B11=scales_B11: output * scales_B11)
         setattr(block, name, draws)
-    return block
+    return partial(Block.forward, block)
 
 
 def test_stochastic_depth_drops_branches_where_noise_is_below_the_linear_rate() -> None:
