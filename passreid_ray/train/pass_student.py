@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from passreid_ray.losses import prototype_cross_entropy
 from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.pass_prototypes import token_loss
 
 
 class PassStudent(nn.Module):
@@ -29,17 +29,16 @@ class PassStudent(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """``(T,)`` cross-entropies, the features of the global views, and each token's bottleneck of them.
 
-        ``targets``: per token the teacher's distributions ``(G, B, K)``. The features are ``(G, B, T, D)``; the
-        bottlenecks ``(G, B, bottleneck_dim)`` have no gradient: diagnostics make logits of them.
+        ``targets``: per token the teacher's distributions, as ``token_targets`` gives them. The features are
+        ``(G, B, T, D)``; the bottlenecks ``(G, B, bottleneck_dim)`` have no gradient: diagnostics make logits of them.
         """
         bottlenecks, features_GBTD = self.model.bottlenecks(
             global_GBCHW, local_PLBCHW, drop_path_noise_L2MB=drop_path_noise_L2MB
         )
         losses = [
-            prototype_cross_entropy(
-                own_VBD, prototypes.weight_v, prototypes.weight_g, target_GBK, student_temp=student_temp
-            )
-            for own_VBD, prototypes, target_GBK in zip(bottlenecks, self.model.head.prototypes(), targets, strict=True)
+            token_loss(own_VBD, prototypes, own_targets, student_temp)
+            for own_VBD, prototypes, own_targets in zip(bottlenecks, self.model.head.prototypes(), targets, strict=True)
         ]
         global_bottlenecks = [own_VBD[: len(global_GBCHW)].detach() for own_VBD in bottlenecks]
-        return torch.stack(losses), features_GBTD, global_bottlenecks
+        # A copy, because FSDP warns of views in what a module returns.
+        return torch.stack(losses), features_GBTD.clone(), global_bottlenecks
