@@ -1,0 +1,178 @@
+"""The (mu, lambda) strategy: the best few of a generation are the parents of the whole next one."""
+
+# Shape letters: L individuals of a generation (lambda), M parents (mu), D genes.
+
+import math
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passreid_ray.errors import UserError
+from passreid_ray.search.individual import Individual
+from passreid_ray.search.open_generation import OpenGeneration
+from passreid_ray.search.saved_state import FAILED, restored
+
+Crossover = Literal["intermediate", "uniform"]
+STRATEGY = "mu_lambda"
+
+_SMALLEST_STEP = 1e-9
+"""A step that selection has driven to 0 would never grow again."""
+_LARGEST_STEP = 0.5
+"""Reflected into [0, 1], a longer one is hardly different from a draw of new genes."""
+
+
+class MuLambda:
+    """Gaussian mutation with a step size that evolves with the genes; parents die with their generation.
+
+    H.-G. Beyer, H.-P. Schwefel, "Evolution strategies: a comprehensive introduction", Natural Computing 1 (2002): the
+    (mu/mu, lambda) strategy with self-adaptation. See ``children`` for mutation and crossover. The first generation is
+    drawn evenly from the whole range. A generation in which all fail changes nothing: its parents are the next one's.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        population: int = 12,
+        parents: int = 3,
+        seed: int = 0,
+        step: float = 0.2,
+        crossover: Crossover = "intermediate",
+    ) -> None:
+        """``population`` = lambda, ``parents`` = mu, ``step`` = the first standard deviation of every gene.
+
+        Raises ``UserError`` unless ``dimension`` >= 1, 1 <= ``parents`` < ``population``, ``seed`` >= 0,
+        0 < ``step`` <= 0.5 and the crossover is known.
+        """
+        if dimension < 1 or seed < 0:
+            raise UserError(f"evolution: expected one gene or more and a seed >= 0, got {dimension} and {seed}")
+        if not 1 <= parents < population:
+            raise UserError(f"evolution: expected 1 <= parents < population, got {parents} and {population}")
+        if not 0 < step <= _LARGEST_STEP:
+            raise UserError(f"evolution: expected a first step above 0 and up to {_LARGEST_STEP}, got {step}")
+        if crossover not in ("intermediate", "uniform"):
+            raise UserError(f"evolution: crossover is 'intermediate' or 'uniform', got {crossover!r}")
+        self._dimension = dimension
+        self._population = population
+        self._num_parents = parents
+        self._seed = seed
+        self._crossover: Crossover = crossover
+        self._first_step = step
+        self._parent_genes_MD = np.zeros((0, dimension))
+        self._parent_steps_M = np.zeros(0)
+        self._steps_L = np.zeros(0)
+        self._open = self._drawn(0, None)
+
+    @property
+    def generation(self) -> int:
+        """The generation that is asked for now, from 0."""
+        return self._open.index
+
+    @property
+    def best(self) -> tuple[Individual, float] | None:
+        """The individual of lowest fitness of all generations, with its fitness; None before the first success."""
+        return self._open.best
+
+    def ask(self) -> Individual | None:
+        """The next individual to evaluate; None while the rest of the generation is still being evaluated."""
+        return self._open.ask()
+
+    def tell(self, number: int, fitness: float) -> None:
+        """Fitness of one individual of this generation, lower is better; see ``Strategy.tell``."""
+        self._open.tell(number, fitness)
+        if not self._open.is_complete:
+            return
+        chosen = selected(self._open.fitness, self._num_parents)
+        if chosen:
+            self._parent_genes_MD = np.array([self._open.individuals[row].genes for row in chosen])
+            self._parent_steps_M = self._steps_L[chosen]
+        self._open = self._drawn(self._open.index + 1, self._open.best)
+
+    def _drawn(self, index: int, best: tuple[Individual, float] | None) -> OpenGeneration:
+        # A stream of its own for each generation: then nothing of the generator need be saved.
+        rng = np.random.default_rng([self._seed, index])
+        if len(self._parent_genes_MD):
+            genes_LD, self._steps_L = children(
+                self._parent_genes_MD, self._parent_steps_M, self._population, self._crossover, rng
+            )
+        else:
+            genes_LD = rng.random((self._population, self._dimension))
+            self._steps_L = np.full(self._population, self._first_step)
+        return OpenGeneration(index, genes_LD.tolist(), best)
+
+    def state(self) -> dict[str, Any]:
+        """All that ``from_state`` needs, in strict JSON."""
+        return {
+            "strategy": STRATEGY,
+            "settings": {
+                "dimension": self._dimension,
+                "population": self._population,
+                "parents": self._num_parents,
+                "seed": self._seed,
+                "step": self._first_step,
+                "crossover": self._crossover,
+            },
+            "parent_genes": self._parent_genes_MD.tolist(),
+            "parent_steps": self._parent_steps_M.tolist(),
+            "steps": self._steps_L.tolist(),
+            "open": self._open.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """A strategy that goes on as the saved one would have; what was asked and not told is asked again.
+
+        Raises ``UserError`` for a state that another strategy saved, and for one that is damaged.
+        """
+        return restored(STRATEGY, state, cls._from_state)
+
+    @classmethod
+    def _from_state(cls, state: dict[str, Any]) -> Self:
+        strategy = cls(**state["settings"])
+        parents_MD = np.array(state["parent_genes"], np.float64).reshape(-1, strategy._dimension)
+        strategy._parent_genes_MD = parents_MD
+        strategy._parent_steps_M = np.array(state["parent_steps"], np.float64).reshape(len(parents_MD))
+        strategy._steps_L = np.array(state["steps"], np.float64).reshape(strategy._population)
+        strategy._open = OpenGeneration.from_state(state["open"], strategy._population, strategy._dimension)
+        return strategy
+
+
+def selected(fitness: list[float], num_parents: int) -> list[int]:
+    """Rows of the ``num_parents`` lowest, best first, of equals the first; fewer where too many failed."""
+    succeeded = [row for row, value in enumerate(fitness) if value < FAILED]
+    return sorted(succeeded, key=lambda row: fitness[row])[:num_parents]
+
+
+def children(
+    parent_genes_MD: NDArray[np.float64],
+    parent_steps_M: NDArray[np.float64],
+    population: int,
+    crossover: Crossover,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Genes in [0, 1] ``(L, D)`` and step sizes ``(L,)`` of the next generation.
+
+    Crossover: ``intermediate`` gives every child the mean of all parents' genes; ``uniform`` draws each gene from a
+    parent of its own. The step is the parents' mean in both.
+
+    Mutation (Beyer and Schwefel 2002, one step size an individual): the step is multiplied by
+    exp(N(0, 1) / sqrt(D)); then each gene moves by step times N(0, 1) and is reflected at 0 and 1.
+    """
+    shape = (population, parent_genes_MD.shape[1])
+    match crossover:
+        case "intermediate":
+            genes_LD = np.broadcast_to(parent_genes_MD.mean(0), shape)
+        case "uniform":
+            parent_LD = rng.integers(len(parent_genes_MD), size=shape)
+            genes_LD = np.take_along_axis(parent_genes_MD, parent_LD, axis=0)
+    # One step an individual: with a step for each gene, a dozen children are too few to tell the good steps.
+    growth_L = np.exp(rng.standard_normal(population) / math.sqrt(shape[1]))
+    steps_L = np.clip(parent_steps_M.mean() * growth_L, _SMALLEST_STEP, _LARGEST_STEP)
+    return reflected(genes_LD + steps_L[:, None] * rng.standard_normal(shape)), steps_L
+
+
+def reflected(genes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``genes`` folded into [0, 1], as a mirror at either end would: 1.2 becomes 0.8, and -0.3 becomes 0.3."""
+    folded = np.abs(genes) % 2
+    return np.where(folded > 1, 2 - folded, folded)
