@@ -3,7 +3,7 @@
 Whatever is computed over a batch must not depend on how many workers share it; these are the pieces it is built from.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -75,6 +75,14 @@ def all_gather_with_gradient(tensor: Tensor) -> Tensor:
         0, torch.arange(rows.start, rows.stop, device=tensor.device), tensor
     )
     return all_reduce_sum(placed)
+
+
+def all_gather_objects(value: object) -> list[Any]:
+    """Every rank's ``value``, which must pickle, in rank order."""
+    values: list[Any] = [value] * world_size()
+    if is_active():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ Reads from top to bottom in the order it runs: settings, ``run`` (driver), ``tra
 ``passreid_ray.train.pass_step.train_step``. Source: PASS (arXiv:2203.03931).
 """
 
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from passreid_ray.losses import collapse
 from passreid_ray.models import load_backbone
 from passreid_ray.models.config import HeadConfig, ModelConfig, build_pass_model
 from passreid_ray.models.part_vit import PartViT
+from passreid_ray.train.compiled import Compile, TrunkCall, compile_blocks
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.optimizer import OptimizerConfig
@@ -70,6 +72,9 @@ class PretrainConfig(Section):
     """Gradient accumulation: parts in which each worker computes its share of a batch, to save memory."""
     checkpoint_activations: bool = False
     """Keep only each block's input for backward, to save memory; the student's blocks are then computed twice."""
+    compile: Compile = "off"
+    """Compile the blocks of student and teacher when a run starts: "blocks", or "cuda_graphs" to replay them as CUDA
+    graphs too. Without a compiler, or a GPU for CUDA graphs, the run says why and goes on as with "off"."""
     precision: Precision = "fp32"
     """Type in which models compute; weights stay fp32."""
     student_temp: float = Field(default=0.1, gt=0)
@@ -159,9 +164,11 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 
 
 def check_model(config: PretrainConfig) -> None:
-    """Build a student with its first weights: what cannot be built or loaded is told before Ray starts."""
+    """Build a student with its first weights: what cannot be built, loaded or compiled is told before Ray starts."""
     student = build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
+    if config.compile == "cuda_graphs" and config.workers.use_gpu is False:
+        raise UserError('compile: "cuda_graphs" needs GPUs and workers.use_gpu is false; take "blocks", or give GPUs')
     warm_start(student, config.warm_start)
 
 
@@ -174,6 +181,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
     worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
+    compiled = compile_trunks(state, config, worker.world_size)
+    if compiled and worker.rank == 0:
+        worker.post("say", text=compiled)
     state.forward = worker.share(state.forward)
     evaluate = partial(evaluate_teacher, state, config, ray.get(loop_config["eval_rows"]), worker)
     save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
@@ -235,6 +245,26 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
     student.backbone.use_activation_checkpointing(config.checkpoint_activations)
     fp16 = config.precision == "fp16"
     return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
+
+
+def compile_trunks(state: PassState, config: PretrainConfig, world_size: int) -> str:
+    """Compile student and teacher for the steps of ``config``, before DDP wraps them; what came of it, in words.
+
+    Empty when the settings ask for nothing. Every rank must call this.
+    """
+    if config.compile == "off":
+        return ""
+    start, views, student = time.perf_counter(), config.views, state.student.backbone
+    images = config.batch_size // (world_size * config.micro_batches)
+    num_local = views.num_parts * views.local_views_per_part
+    calls = (
+        TrunkCall.of_views(student, 2 * images, views.global_size_px, student.num_tokens),
+        TrunkCall.of_views(student, num_local * images, views.local_size_px, 2),
+    )
+    reason = compile_blocks(student, state.teacher.backbone, *calls, config.compile, config.precision)
+    if reason is None:
+        return f"compiled the blocks of student and teacher in {time.perf_counter() - start:.0f} s"
+    return f"compile={config.compile} cannot be had, going on without: {reason}"
 
 
 def to_views(batch: ViewBatch, config: ViewsConfig) -> Views:
