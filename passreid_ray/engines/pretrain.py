@@ -164,12 +164,22 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 
 
 def check_model(config: PretrainConfig) -> None:
-    """Build a student with its first weights: what cannot be built, loaded or compiled is told before Ray starts."""
+    """Build a student with its first weights: what cannot be built or loaded is told before Ray starts."""
     student = build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
-    if config.compile == "cuda_graphs" and config.workers.use_gpu is False:
-        raise UserError('compile: "cuda_graphs" needs GPUs and workers.use_gpu is false; take "blocks", or give GPUs')
+    check_compile(config)
     warm_start(student, config.warm_start)
+
+
+def check_compile(config: PretrainConfig) -> None:
+    """Raise ``UserError`` when the settings rule out what ``compile`` asks for."""
+    if config.compile != "cuda_graphs":
+        return
+    if config.workers.use_gpu is False:
+        raise UserError('compile: "cuda_graphs" needs GPUs and workers.use_gpu is false; take "blocks", or give GPUs')
+    if config.checkpoint_activations:
+        # pytorch issue 154306: memory that is freed while a graph is recorded is still in use when it is replayed.
+        raise UserError('compile: "cuda_graphs" does not go with checkpoint_activations=true; take "blocks"')
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:

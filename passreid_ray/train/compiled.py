@@ -63,6 +63,10 @@ def compile_blocks(
             for block in [*_blocks(student), *_blocks(teacher)]:
                 _restore(block)
             return reason if len(reasons) == 1 else f"worker {rank}: {reason}"
+    if how == "cuda_graphs":
+        # torch must be told where a step begins: to its own guess each block of the teacher, which has no backward,
+        # begins one, and may overwrite what it reads (pytorch issue 160281). The teacher comes first in a step.
+        teacher.register_forward_pre_hook(_begin_step)
     # A batch of another size must not wait a minute for a graph of its own.
     torch.compiler.set_stance("eager_on_recompile")
     return None
@@ -88,11 +92,13 @@ def _try_all(
             block.compile(backend=BACKEND, mode=mode, dynamic=False, fullgraph=True)
         with torch._dynamo.config.patch(recompile_limit=NUM_KINDS_OF_CALL):
             for _ in range(NUM_TRIALS[how]):
+                if how == "cuda_graphs":
+                    torch.compiler.cudagraph_mark_step_begin()
                 _try_step(student, teacher, global_call, local_call, autocast(precision, device))
     except Exception as error:  # noqa: BLE001 whatever a compiler dies of, training can go on without it
         return _in_words(error)
     finally:
-        student.zero_grad(set_to_none=True)
+        student.zero_grad(set_to_none=True)  # of a trial that broke off
     return None
 
 
@@ -104,6 +110,7 @@ def _try_step(
     with context:
         sums = [_run(student, call).sum() for call in (global_call, local_call)]
     torch.stack(sums).sum().backward()
+    student.zero_grad(set_to_none=True)
 
 
 def _run(backbone: PartViT, call: TrunkCall) -> Tensor:
@@ -115,6 +122,10 @@ def _run(backbone: PartViT, call: TrunkCall) -> Tensor:
     if backbone.training and backbone.drop_path_rates[-1] > 0:
         noise_L2B = torch.ones(backbone.depth, 2, call.images, device=weight.device)
     return backbone.run_blocks(tokens_BND, noise_L2B, call.num_out)
+
+
+def _begin_step(*_: object) -> None:
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def _restore(block: nn.Module) -> None:
