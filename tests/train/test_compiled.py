@@ -12,8 +12,6 @@ from torch._inductor import config as inductor_config
 from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
-from passreid_ray.engines.pretrain import PretrainConfig, check_compile, compile_trunks
-from passreid_ray.errors import UserError
 from passreid_ray.train import compiled
 from passreid_ray.train.compiled import TrunkCall, compile_blocks
 from passreid_ray.train.pass_state import PassState
@@ -171,38 +169,6 @@ def test_a_machine_without_a_compiler_is_told_so() -> None:
 def test_cuda_graphs_on_a_cpu_are_told_to_be_off() -> None:
     assert compile_state(state_of(), how="cuda_graphs") == "CUDA graphs need a GPU, and this worker computes on a CPU"
     assert num_graphs() == 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [({"workers": {"use_gpu": False}}, "needs GPUs"), ({"checkpoint_activations": True}, "checkpoint_activations")],
-)
-def test_settings_that_rule_out_cuda_graphs_are_refused(settings: dict[str, Any], expected: str) -> None:
-    check_compile(PretrainConfig.model_validate(settings))
-    with pytest.raises(UserError, match=expected):
-        check_compile(PretrainConfig.model_validate({**settings, "compile": "cuda_graphs"}))
-
-
-def test_what_a_run_is_told_names_the_setting_and_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "BACKEND", broken_backend)
-    config = PretrainConfig.model_validate(
-        {"batch_size": BATCH, "compile": "blocks", "views": {"global_size_px": (64, 32), "local_size_px": (32, 16)}}
-    )
-    told = compile_trunks(state_of(), config, world_size=1)
-    assert told == "compile=blocks cannot be had, going on without: RuntimeError: no compiler here"
-    assert compile_trunks(state_of(), config.model_copy(update={"compile": "off"}), world_size=1) == ""
-
-
-@pytest.mark.usefixtures("cheap_backend")
-def test_a_run_compiles_for_the_shapes_of_its_steps() -> None:
-    views = {"global_size_px": (64, 32), "local_size_px": (32, 16), "local_views_per_part": 2}
-    config = PretrainConfig.model_validate(
-        {"batch_size": 4 * BATCH, "micro_batches": 2, "compile": "blocks", "views": views}
-    )
-    state = state_of()
-    assert compile_trunks(state, config, world_size=2).startswith("compiled the blocks of student and teacher in ")
-    with torch.compiler.set_stance("fail_on_recompile"):
-        train_step(state, random_views(2 * BATCH, 0, torch.float32), RATES, StepSettings(num_micro_batches=2))
 
 
 def compile_on_a_rank(broken: int | None) -> tuple[str | None, float, int]:
