@@ -22,7 +22,7 @@ Compile = Literal["off", "blocks", "cuda_graphs"]
 
 BACKEND = "inductor"
 NUM_KINDS_OF_CALL = 32
-"""Graphs of one code that torch may keep. There are nine at most; its own limit of 8 would leave one to run slowly."""
+"""Graphs of one code that torch may keep. A step has eight, and torch's own limit of eight would leave no room."""
 NUM_TRIALS = {"blocks": 1, "cuda_graphs": 3}
 """CUDA graphs are recorded in the second call and first replayed in the third."""
 
