@@ -7,7 +7,7 @@ Run from the repository: ``python -m benchmarks.pass_step``; ``--help`` lists th
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 import torch
 
@@ -25,8 +25,9 @@ from benchmarks.machine import describe_machine
 from benchmarks.measure import cost, in_own_process
 from benchmarks.render import table_of
 from passreid_ray.data.order import EpochOrder
-from passreid_ray.engines.pretrain import PretrainConfig, build_state
+from passreid_ray.engines.pretrain import PretrainConfig, build_state, compile_trunks
 from passreid_ray.train.checkpoints import CheckpointStore
+from passreid_ray.train.compiled import Compile
 from passreid_ray.train.compute_rate import count_flops
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
@@ -67,10 +68,10 @@ class Setting:
         local_BPLCHW = torch.randn(batch, *local, 3, *views.local_size_px, generator=generator)
         return Views(global_BGCHW.to(self.device), local_BPLCHW.to(self.device))
 
-    def changed(self, *, drop_path: float, precision: Precision) -> "Setting":
-        """This one with other stochastic depth and precision."""
+    def changed(self, *, drop_path: float, precision: Precision, compile: Compile = "off") -> "Setting":
+        """This one with other stochastic depth, precision and compiling."""
         model = self.config.model.model_copy(update={"drop_path": drop_path})
-        config = self.config.model_copy(update={"model": model, "precision": precision})
+        config = self.config.model_copy(update={"model": model, "precision": precision, "compile": compile})
         return Setting(config, self.device, self.threads)
 
     def wait(self) -> None:
@@ -85,6 +86,8 @@ def our_state(setting: Setting) -> tuple[PassState, StepSettings]:
     worker = WorkerContext(0, 1, setting.device, board=None, checkpoints=cast(CheckpointStore, None))
     order = EpochOrder(10 * setting.config.batch_size, setting.config.batch_size, setting.config.seed)
     state, settings = build_state(setting.config, order, worker)
+    if compiled := compile_trunks(state, setting.config, worker.world_size):
+        print(compiled)
     state.forward = average_gradients(state.forward)
     return state, settings
 
@@ -98,8 +101,8 @@ def both_states(setting: Setting) -> tuple[PassState, StepSettings, LiteralState
     return state, settings, literal
 
 
-def check_equal(setting: Setting) -> dict[str, float]:
-    """Operations in matrix products of a step, by side, both of which take one and must agree.
+def check_equal(setting: Setting, *, counts: bool = True) -> dict[str, float]:
+    """Operations in matrix products of a step, by side, both of which take one and must agree; 0 if not counted.
 
     Raises:
         AssertionError: they differ by more than rounding: in fp32 all tensors, in bf16 the loss.
@@ -113,7 +116,8 @@ def check_equal(setting: Setting) -> dict[str, float]:
         lambda: literal_step(literal, crops_of(views), rates, precision=precision),
         lambda: float(train_step(state, views, rates, settings)["loss"]),
     ]
-    flops = [float(count_flops(lambda step=step: losses.append(step()))) for step in steps]
+    count = count_flops if counts else _not_counted
+    flops = [float(count(lambda step=step: losses.append(step()))) for step in steps]
     literal_loss, our_loss = losses
     found = {"loss": abs(our_loss - literal_loss) / abs(literal_loss)}
     tolerance = BF16_LOSS_TOLERANCE
@@ -168,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
             "batch_size": options.batch,
             "precision": options.precision,
             "checkpoint_activations": options.checkpoint_activations,
+            "compile": options.compile,
             # As published: positions are resampled at every size.
             "model": {"trunk": options.trunk, "drop_path": options.drop_path, "official_pos_resize": True},
             "head": {"num_prototypes": options.prototypes},
@@ -175,8 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     setting = Setting(config, device, options.threads)
     operations = check_equal(setting.changed(drop_path=0.0, precision="fp32"))
-    if config.precision != "fp32":
-        check_equal(setting.changed(drop_path=0.0, precision=config.precision))
+    if config.precision != "fp32" or config.compile != "off":
+        # Not counted: a step under a counter runs as if nothing were compiled.
+        kind = setting.changed(drop_path=0.0, precision=config.precision, compile=config.compile)
+        check_equal(kind, counts=False)
     rows, sizes = measured_rows(setting, options.repeats)
     machine = describe_machine(device)
     print(machine)
@@ -191,7 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.no_memory:
             row["peak GB"] = in_own_process(peak_bytes, setting, side, sizes) / 1e9
     print(table_of(rows))
-    name = options.name or f"pass_step_{device.type}_{config.precision}"
+    compiled = "" if config.compile == "off" else f"_{config.compile}"
+    name = options.name or f"pass_step_{device.type}_{config.precision}{compiled}"
     kept = (
         "batch",
         "trunk",
@@ -199,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         "drop_path",
         "precision",
         "checkpoint_activations",
+        "compile",
         "device",
         "threads",
         "repeats",
@@ -216,11 +225,17 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prototypes", type=int, default=65536)
     parser.add_argument("--drop-path", type=float, default=0.1)
     parser.add_argument("--checkpoint-activations", action="store_true", help="on our side: less memory, more time")
+    parser.add_argument("--compile", choices=get_args(Compile), default="off", help="on our side: the trunk's blocks")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out, which needs four more steps")
     parser.add_argument("--name", help="of the result; by default from device and precision")
     return parser.parse_args(arguments)
+
+
+def _not_counted(function: Callable[[], object]) -> int:
+    function()
+    return 0
 
 
 def _literal_call(literal: LiteralState, views: Views, setting: Setting) -> Callable[[], object]:

@@ -3,7 +3,7 @@
 Whatever is computed over a batch must not depend on how many workers share it; these are the pieces it is built from.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -114,6 +114,14 @@ def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
 def restore(target: Tensor, whole: Tensor) -> None:
     """Copy ``whole``, which every rank has, into ``target``, or this rank's piece of it."""
     local_part(target).copy_(local_part(sharded_like(whole, target)))
+
+
+def all_gather_objects(value: object) -> list[Any]:
+    """Every rank's ``value``, which must pickle, in rank order."""
+    values: list[Any] = [value] * world_size()
+    if is_active():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

@@ -30,6 +30,10 @@ def gathered(rows_ND: Tensor) -> tuple[Tensor, bool]:
     return rows_ND, rows_ND.requires_grad
 
 
+def gathered_places() -> list[str]:
+    return distributed.all_gather_objects(f"rank {distributed.rank()}")
+
+
 def barrier_then_count() -> int:
     distributed.barrier()
     return dist.get_world_size()
@@ -71,6 +75,11 @@ def test_rows_are_gathered_in_rank_order_without_gradient() -> None:
     for got_ND, requires_grad in run_on_ranks(gathered, rows_ND):
         assert torch.equal(got_ND, rows_ND)
         assert not requires_grad
+
+
+def test_objects_are_gathered_in_rank_order() -> None:
+    assert run_on_ranks(gathered_places) == [["rank 0", "rank 1"]] * 2
+    assert gathered_places() == ["rank 0"]
 
 
 def test_ranks_meet_at_a_barrier() -> None:

@@ -15,7 +15,7 @@ from passreid_ray import distributed
 from passreid_ray.data.order import EpochwiseOrder
 from passreid_ray.data.stream import EncodedStream
 from passreid_ray.engines.plan_report import ModelProbe, WorkerProbe
-from passreid_ray.engines.pretrain import PretrainConfig, build_state, to_views
+from passreid_ray.engines.pretrain import PretrainConfig, build_state, compile_trunks, to_views
 from passreid_ray.engines.ray_cluster import data_share
 from passreid_ray.engines.warm_start import WarmStartConfig
 from passreid_ray.errors import UserError
@@ -65,6 +65,7 @@ def _probe_group_member(
     order: EpochwiseOrder = loop_config["order"]
     num_steps, max_seconds = loop_config["probe_steps"], loop_config["max_seconds"]
     state, settings, rates = _usual(config, order, worker)
+    compile_trunks(state, config, worker.world_size)
     state.forward = average_gradients(state.forward, config.sharing)
     stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
     maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)

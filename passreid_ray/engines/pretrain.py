@@ -4,6 +4,7 @@ Reads from top to bottom in the order it runs: settings, ``run`` (driver), ``tra
 ``passreid_ray.train.pass_step.train_step``. Source: PASS (arXiv:2203.03931).
 """
 
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from passreid_ray.losses import collapse
 from passreid_ray.models import load_backbone
 from passreid_ray.models.config import HeadConfig, ModelConfig, build_pass_model
 from passreid_ray.models.part_vit import PartViT
+from passreid_ray.train.compiled import Compile, TrunkCall, compile_blocks
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.optimizer import OptimizerConfig
@@ -73,6 +75,9 @@ class PretrainConfig(Section):
     """Gradient accumulation: parts in which each worker computes its share of a batch, to save memory."""
     checkpoint_activations: bool = False
     """Keep only each block's input for backward, to save memory; the student's blocks are then computed twice."""
+    compile: Compile = "off"
+    """Compile the blocks of student and teacher when a run starts: "blocks", or "cuda_graphs" to replay them as CUDA
+    graphs too. Without a compiler, or a GPU for CUDA graphs, the run says why and goes on as with "off"."""
     precision: Precision = "fp32"
     """Type in which models compute; weights stay fp32."""
     student_temp: float = Field(default=0.1, gt=0)
@@ -168,7 +173,25 @@ def check_model(config: PretrainConfig) -> None:
     check_sharing(config.sharing.strategy, config.head.num_prototypes, num_workers, config.precision)
     student = build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
+    check_compile(config)
     warm_start(student, config.warm_start)
+
+
+def check_compile(config: PretrainConfig) -> None:
+    """Raise ``UserError`` when the settings rule out what ``compile`` asks for."""
+    if config.compile != "off" and config.sharing.strategy == "fsdp" and config.workers.num_workers > 1:
+        # The trial runs of blocks would gather their pieces: a rank that fails would leave the others waiting.
+        raise UserError(
+            f'compile: "{config.compile}" does not go with sharing.strategy = "fsdp"; set compile=off, or '
+            "sharing.strategy=sharded_prototypes"
+        )
+    if config.compile != "cuda_graphs":
+        return
+    if config.workers.use_gpu is False:
+        raise UserError('compile: "cuda_graphs" needs GPUs and workers.use_gpu is false; take "blocks", or give GPUs')
+    if config.checkpoint_activations:
+        # pytorch issue 154306: memory that is freed while a graph is recorded is still in use when it is replayed.
+        raise UserError('compile: "cuda_graphs" does not go with checkpoint_activations=true; take "blocks"')
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -180,6 +203,9 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
     worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
+    compiled = compile_trunks(state, config, worker.world_size)
+    if compiled and worker.rank == 0:
+        worker.post("say", text=compiled)
     state.forward = average_gradients(state.forward, config.sharing)
     evaluate = partial(evaluate_teacher, state, config, ray.get(loop_config["eval_rows"]), worker)
     save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
@@ -244,6 +270,26 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
     return new_state(
         student, teacher, config.head.num_prototypes, worker.device, fp16=fp16, strategy=strategy
     ), settings
+
+
+def compile_trunks(state: PassState, config: PretrainConfig, world_size: int) -> str:
+    """Compile student and teacher for the steps of ``config``, before DDP wraps them; what came of it, in words.
+
+    Empty when the settings ask for nothing. Every rank must call this.
+    """
+    if config.compile == "off":
+        return ""
+    start, views, student = time.perf_counter(), config.views, state.student.backbone
+    images = config.batch_size // (world_size * config.micro_batches)
+    num_local = views.num_parts * views.local_views_per_part
+    calls = (
+        TrunkCall.of_views(student, 2 * images, views.global_size_px, student.num_tokens),
+        TrunkCall.of_views(student, num_local * images, views.local_size_px, 2),
+    )
+    reason = compile_blocks(student, state.teacher.backbone, *calls, config.compile, config.precision)
+    if reason is None:
+        return f"compiled the blocks of student and teacher in {time.perf_counter() - start:.0f} s"
+    return f"compile={config.compile} cannot be had, going on without: {reason}"
 
 
 def to_views(batch: ViewBatch, config: ViewsConfig) -> Views:

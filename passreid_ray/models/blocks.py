@@ -6,9 +6,10 @@ A module that is called, not a function of one: what shards or compiles block by
 # Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, H heads, E width of one, D width.
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
@@ -23,6 +24,12 @@ class BranchDraws:
     """Of attention and of the MLP."""
     rate: float
     """Chance of an image's branch to be dropped; one that is kept is scaled by 1 / (1 - rate)."""
+    scales_2B: Tensor = field(init=False)
+    """What the branches are multiplied with."""
+
+    def __post_init__(self) -> None:
+        # Of tensors: a compiled block would be compiled again for every block's own rate.
+        object.__setattr__(self, "scales_2B", self.is_kept_2B.double() / (1 - self.rate))
 
 
 class PartBlock(Block):
@@ -56,29 +63,30 @@ class PartBlock(Block):
         def mlp(tokens_RND: Tensor, rows_R: Tensor | None) -> Tensor:
             return self.ls2(self.mlp(self.norm2(tokens_RND)))
 
-        of_attention_B, of_mlp_B = (None, None) if draws is None else draws.is_kept_2B
-        rate = 0.0 if draws is None else draws.rate
-        tokens_BND = _with_branch(tokens_BND, attention, of_attention_B, rate, num_out)
-        return _with_branch(tokens_BND, mlp, of_mlp_B, rate, num_out)
+        tokens_BND = _with_branch(tokens_BND, attention, draws, 0, num_out)
+        return _with_branch(tokens_BND, mlp, draws, 1, num_out)
 
 
 def _with_branch(
     tokens_BND: Tensor,
     branch: Callable[[Tensor, Tensor | None], Tensor],
-    is_kept_B: Tensor | None,
-    rate: float,
+    draws: BranchDraws | None,
+    row: int,
     num_out: int | None,
 ) -> Tensor:
+    """``tokens_BND`` plus their branch, whose draws are in ``row``."""
     out_BND = tokens_BND[:, :num_out]
-    if is_kept_B is None:
+    if draws is None:
         return out_BND + branch(tokens_BND, None)
-    if tokens_BND.device.type == "cpu":
+    # How many rows are kept is not known when a block is compiled.
+    if tokens_BND.device.type == "cpu" and not torch.compiler.is_compiling():
+        is_kept_B = draws.is_kept_2B[row]
         rows_R = is_kept_B.nonzero()[:, 0]
         # With no row at all, weights would get no gradient instead of a zero one, and DDP would wait for it.
         if 0 < len(rows_R) < len(is_kept_B):
             kept_RND = branch(tokens_BND[rows_R], rows_R)
-            return out_BND.index_add(0, rows_R, kept_RND.to(out_BND.dtype), alpha=1 / (1 - rate))
-    scales_B11 = is_kept_B.to(tokens_BND)[:, None, None] / (1 - rate)  # in its dtype: a bool would give float32
+            return out_BND.index_add(0, rows_R, kept_RND.to(out_BND.dtype), alpha=1 / (1 - draws.rate))
+    scales_B11 = draws.scales_2B[row, :, None, None].to(tokens_BND.dtype)  # a wider one would make the sum as wide
     return out_BND + branch(tokens_BND, None) * scales_B11
 
 

@@ -138,16 +138,27 @@ class PartViT(nn.Module):
         else:
             tokens_BND, visible_B11N = self._tokens_of_grids(images_BCHW, part_B, grids_B2)
         noise_L2B = self._drop_path_noise(tokens_BND, drop_path_noise)
+        num_out = self.num_tokens if part_B is None else 2
+        return self.norm(self.run_blocks(tokens_BND, noise_L2B, num_out, visible_B11N))
+
+    def run_blocks(
+        self, tokens_BND: Tensor, noise_L2B: Tensor | None, num_out: int, visible_B11N: Tensor | None = None
+    ) -> Tensor:
+        """The first ``num_out`` tokens out of the last block, not normalised, ``(B, num_out, D)``.
+
+        ``noise_L2B``: as ``drop_path_noise`` of ``forward``; none: nothing is dropped. ``visible_B11N``: tokens that
+        attention may read.
+        """
         for index, (block, rate) in enumerate(zip(self._blocks(), self.drop_path_rates, strict=True)):
             draws = None if noise_L2B is None or rate == 0 else BranchDraws(noise_L2B[index] >= rate, rate)
             # The patches of the last block are not read.
-            num_out = None if index + 1 < self.depth else self.num_tokens if part_B is None else 2
-            run = partial(block, draws=draws, num_out=num_out, visible_B11N=visible_B11N)
+            own_num_out = None if index + 1 < self.depth else num_out
+            run = partial(block, draws=draws, num_out=own_num_out, visible_B11N=visible_B11N)
             if self.checkpoints_activations and torch.is_grad_enabled():
                 tokens_BND = cast(Tensor, checkpoint(run, tokens_BND, use_reentrant=False))
             else:
                 tokens_BND = run(tokens_BND)
-        return self.norm(tokens_BND)
+        return tokens_BND
 
     def use_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the input of each block for backward, which then computes the block again: less memory, more time.

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from passreid_ray.distributed import all_gather, barrier, rank, world_size
-from passreid_ray.train.state_files import TENSORS_SUFFIX, FileRecord, invalidate, write_meta, write_tensors
+from passreid_ray.distributed import all_gather_objects, barrier, rank, world_size
+from passreid_ray.train.state_files import TENSORS_SUFFIX, invalidate, write_meta, write_tensors
 
 
 def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -29,7 +28,7 @@ def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         own_pieces |= {name: own for name, own in tensors.items() if name not in sharded}
     barrier()  # the folder is there
     record = write_tensors(folder, _file_name(rank()), own_pieces)
-    records = _of_all_ranks(record, next(iter(tensors.values())).device)
+    records = all_gather_objects(record)
     if rank() == 0:
         files = {_file_name(index): own for index, own in enumerate(records)}
         write_meta(folder, files, meta, {name: _dimension(own) for name, own in sharded.items()})
@@ -44,10 +43,3 @@ def _dimension(tensor: DTensor) -> int:
     (placement,) = tensor.placements
     assert isinstance(placement, Shard)
     return placement.dim
-
-
-def _of_all_ranks(record: FileRecord, device: torch.device) -> list[FileRecord]:
-    """The records of all ranks. As numbers: objects would be sent as pickles."""
-    digest = [record["bytes"], *bytes.fromhex(record["sha256"])]
-    rows = all_gather(torch.tensor([digest], dtype=torch.int64, device=device)).tolist()
-    return [FileRecord(bytes=size, sha256=bytes(digest).hex()) for size, *digest in rows]

@@ -37,6 +37,16 @@ def test_a_run_starts_from_a_state_that_steps_like_the_published_structure(preci
     assert 0 < ours <= literal  # the published structure computes the last block's patches, which nobody reads
 
 
+def test_compiled_blocks_are_compared_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("passreid_ray.train.compiled.BACKEND", "eager")
+    setting = tiny_setting().changed(drop_path=0.0, precision="fp32", compile="blocks")
+    try:
+        assert check_equal(setting, counts=False) == dict.fromkeys(SIDES, 0.0)
+    finally:
+        torch.compiler.set_stance("default")
+    assert "compiled the blocks" in capsys.readouterr().out
+
+
 def test_sides_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.pass_step.literal_step", partial(literal_step, student_temp=0.11))
     with pytest.raises(AssertionError, match="loss differs"):

@@ -20,11 +20,12 @@ def tiny_state(
     dtype: torch.dtype = torch.float64,
     head_batch_norm: bool = False,
     strategy: Strategy = "copies",
+    depth: int = 2,
 ) -> PassState:
-    """Student and teacher of two blocks and width 24, the same on every call and rank."""
+    """Student and teacher of ``depth`` blocks and width 24, the same on every call and rank."""
     torch.manual_seed(0)
     model = ModelConfig(
-        trunk="vit_tiny_patch16_224", embed_dim=24, depth=2, num_heads=2, stem=stem, drop_path=drop_path
+        trunk="vit_tiny_patch16_224", embed_dim=24, depth=depth, num_heads=2, stem=stem, drop_path=drop_path
     )
     head = HeadConfig(num_prototypes=NUM_PROTOTYPES, hidden_dim=32, bottleneck_dim=16, batch_norm=head_batch_norm)
     student, teacher = (build_pass_model(model, head, (64, 32), 3, is_teacher=own) for own in (False, True))
