@@ -1,17 +1,23 @@
 """Heads and loss of PASS, forward and backward, without the logits against the published loops and against logits.
 
+Also the matrix products that any exact method does, as bare ``torch.mm`` into memory that is there: what they take is
+the least that a method can take whose products are torch.mm's. Ours may take less where oneDNN multiplies faster.
+
 Run from the repository: ``python -m benchmarks.distillation_loss``
 """
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Cost, cost, cpu_seconds, in_own_process
+from benchmarks.compare import Timing, alternate, times_less_cpu
+from benchmarks.measure import Cost, cost, in_own_process
 from passreid_ray.losses import (
     become_centered_targets,
     mean_over_pairs,
@@ -23,7 +29,8 @@ from tests.reference.literal_pass_loss import literal_heads, literal_pass_loss
 
 WIDTH, PROTOTYPES, GLOBAL, LOCAL, PARTS = 384, 65_536, 2, 3, 3
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
-BATCHES, THREADS, REPEATS = (8, 64), (1, 2), 3
+BATCHES, THREADS, REPEATS = (8, 64), (1,), 5
+OURS, FLOOR = "without logits", "matrix products alone"
 
 Loss = Callable[[PrototypeHead, PrototypeHead, "Tokens"], Tensor]
 
@@ -109,8 +116,38 @@ def published_loss(student: PrototypeHead, teacher: PrototypeHead, tokens: Token
     return literal_pass_loss(student_logits, teacher_logits, centers_TK, tokens.batch, STUDENT_TEMP, TEACHER_TEMP)
 
 
+def matrix_products(batch: int) -> Callable[[], None]:
+    """The products of both heads at one batch, forward and backward; a call does all of them."""
+    head = PrototypeHead(WIDTH, 1)
+    rows_of_student = [len(own_ND) * batch for own_ND in Tokens(1).student()]
+    linears = [layer for layer in head.get_submodule("mlp_cls").children() if isinstance(layer, torch.nn.Linear)]
+    shapes = [(layer.out_features, layer.in_features) for layer in linears]
+    shapes.append((PROTOTYPES, shapes[-1][0]))
+    weights = [torch.randn(shape) for shape in shapes]
+    d_weights = [torch.empty(shape) for shape in shapes]
+    inputs = {rows: [torch.randn(rows, shape[1]) for shape in shapes] for rows in {*rows_of_student, GLOBAL * batch}}
+    outputs = {rows: [torch.randn(rows, shape[0]) for shape in shapes] for rows in inputs}
+
+    def forward(rows: int) -> None:
+        for input_ND, weight, output_NE in zip(inputs[rows], weights, outputs[rows], strict=True):
+            torch.mm(input_ND, weight.T, out=output_NE)
+
+    def backward(rows: int) -> None:
+        for input_ND, weight, d_weight, output_NE in zip(inputs[rows], weights, d_weights, outputs[rows], strict=True):
+            torch.mm(output_NE.T, input_ND, out=d_weight)
+            torch.mm(output_NE, weight, out=input_ND).div_(len(weight))  # keeps numbers finite from call to call
+
+    def products() -> None:
+        for rows in rows_of_student:
+            forward(GLOBAL * batch)
+            forward(rows)
+            backward(rows)
+
+    return products
+
+
 LOSSES: dict[str, Loss] = {
-    "without logits": loss_without_logits,
+    OURS: loss_without_logits,
     "logits at once": loss_of_logits,
     "published loops": published_loss,
 }
@@ -139,15 +176,30 @@ def step(kind: str, student: PrototypeHead, teacher: PrototypeHead, tokens: Toke
     return loss.detach()
 
 
-def measured(kind: str, batch: int, threads: int, repeats: int = REPEATS) -> tuple[Cost, float, float]:
-    """Cost of the first step, the median CPU seconds of later ones, and the loss; after a step of a small head."""
+def measured(kind: str, batch: int, threads: int) -> tuple[Cost, float]:
+    """Cost of the first step, and the loss; after a step of a small head."""
     torch.set_num_threads(threads)
     step(kind, *heads(64), Tokens(2))
     student, teacher = heads(PROTOTYPES)
     tokens = Tokens(batch)
     first, loss = cost(lambda: step(kind, student, teacher, tokens))
-    seconds = [cpu_seconds(lambda: step(kind, student, teacher, tokens))[0] for _ in range(repeats)]
-    return first, statistics.median(seconds), loss.item()
+    return first, loss.item()
+
+
+def timed_in_turns(batch: int, threads: int, bf16: bool, repeats: int = REPEATS) -> dict[str, list[Timing]]:
+    """Steps of every kind, and of ``matrix_products`` in float32."""
+    torch.set_num_threads(threads)
+    student, teacher = heads(PROTOTYPES)
+    tokens = Tokens(batch)
+
+    def one_step(kind: str) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            step(kind, student, teacher, tokens)
+
+    sides: dict[str, Callable[[], object]] = {kind: partial(one_step, kind) for kind in LOSSES}
+    if not bf16:
+        sides[FLOOR] = matrix_products(batch)
+    return alternate(sides, repeats)
 
 
 def gradients(kind: str, batch: int) -> tuple[float, list[Tensor]]:
@@ -161,7 +213,7 @@ def gradients(kind: str, batch: int) -> tuple[float, list[Tensor]]:
 
 def largest_difference(batch: int) -> tuple[float, float]:
     """Relative difference of ours to the published loops: of the loss, and the largest of a gradient's norm."""
-    ours, own_gradients = gradients("without logits", batch)
+    ours, own_gradients = gradients(OURS, batch)
     expected, expected_gradients = gradients("published loops", batch)
     pairs = zip(own_gradients, expected_gradients, strict=True)
     return abs(ours / expected - 1), max(((own - wanted).norm() / wanted.norm()).item() for own, wanted in pairs)
@@ -173,16 +225,20 @@ def main(batches: Sequence[int] = BATCHES) -> None:
     print(f"relative difference of the loss {loss_difference:.1e}, of the gradients at most {gradient_difference:.1e}")
     if not max(loss_difference, gradient_difference) < 1e-5:
         raise SystemExit("the gradients are not those of the published loops")
-    for threads in THREADS:
-        for batch in batches:
-            results = {kind: in_own_process(measured, kind, batch, threads) for kind in LOSSES}
-            own_cost, own_seconds, _ = results["without logits"]
-            print(f"\nbatch {batch}, {threads} threads: {GLOBAL} + {PARTS * LOCAL} views, {PROTOTYPES} prototypes")
-            for kind, (first, seconds, loss) in results.items():
-                print(
-                    f"{kind:16s} {seconds:6.2f} s CPU ({seconds / own_seconds:.2f} x), first step {first} "
-                    f"({first.peak_bytes / own_cost.peak_bytes:.2f} x), loss {loss:.6f}"
-                )
+    for threads, batch, bf16 in itertools.product(THREADS, batches, (False, True)):
+        timings = in_own_process(timed_in_turns, batch, threads, bf16)
+        print(f"\nbatch {batch}, {'bf16' if bf16 else 'fp32'}, {threads} threads: ", end="")
+        print(f"{GLOBAL} + {PARTS * LOCAL} views, {PROTOTYPES} prototypes; CPU seconds, medians of {REPEATS} in turns")
+        for kind, own in timings.items():
+            seconds = statistics.median(timing.cpu_seconds for timing in own)
+            to_ours = times_less_cpu(own, timings[OURS])
+            floor = f", {times_less_cpu(own, timings[FLOOR]).median:.2f} x the products alone" if not bf16 else ""
+            print(f"{kind:24s} {seconds:6.3f} s, {to_ours.median:.2f} x ours{floor}")
+    for batch in batches:
+        costs = {kind: in_own_process(measured, kind, batch, 1) for kind in LOSSES}
+        print(f"\nbatch {batch}, fp32, 1 thread, the first step")
+        for kind, (first, loss) in costs.items():
+            print(f"{kind:24s} {first} ({first.peak_bytes / costs[OURS][0].peak_bytes:.2f} x ours), loss {loss:.6f}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
 """The distillation loss of one token from its features: logits exist for a few rows at a time, never for all views."""
 
-# Shape letters: B batch, G global views, V views of one token, R rows (views x images) of a chunk, N rows of a block,
-# D bottleneck width, K prototypes.
+# Shape letters: B batch, G global views, V views of one token, M rows (views x images), R rows of a chunk, N rows of a
+# block, D bottleneck width, K prototypes, S prototypes of a block.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from passreid_ray.dtypes import at_least_float32
-from passreid_ray.losses.logit_chunks import BLOCK_BYTES, GRADIENT_UNIT, in_matmul_dtype, row_blocks, targets_of_views
+from passreid_ray.losses.logit_chunks import (
+    BLOCK_BYTES,
+    GRADIENT_UNIT,
+    in_matmul_dtype,
+    product_with_transposed,
+    row_blocks,
+    targets_of_views,
+)
 
 CHUNK_ROWS = 128
 """Rows whose logits exist at a time. Fewer rows read and write the prototypes more often; 65,536 prototypes: 34 MB."""
@@ -112,26 +118,34 @@ def _loss_and_products(
     targets = targets_of_views(targets_GBK, num_views)
     num_terms = (num_views - 1) * len(targets_GBK) * batch
     rows_MD = in_matmul_dtype(features_VBD.flatten(0, 1))
-    weights_KD = in_matmul_dtype(weight_v_KD)
+    # One chunk uses a block twice: casting it twice while it is in cache costs less than a copy of all prototypes.
+    is_cast_once = len(rows_MD) > chunk_rows or rows_MD.device.type != "cpu"
+    weights_KD = in_matmul_dtype(weight_v_KD) if is_cast_once else weight_v_KD
     with torch.autocast(rows_MD.device.type, enabled=False):
         length_K1 = torch.linalg.vector_norm(weight_v_KD, dim=1, keepdim=True)
         scale_K = (1 / length_K1 if weight_g_K1 is None else weight_g_K1 / length_K1)[:, 0]
         sharp_K = scale_K / student_temp
-        d_rows_MD = torch.empty_like(at_least_float32(rows_MD)) if wanted[0] else None
+        d_rows_MD = torch.zeros_like(at_least_float32(rows_MD)) if wanted[0] else None
         d_weights_KD = torch.empty_like(weight_v_KD) if wanted[1] else None
         buffer_RK = weight_v_KD.new_empty(min(chunk_rows, len(rows_MD)), len(weights_KD))
         loss = buffer_RK.new_zeros(())
         for first, rows_RD in zip(range(0, len(rows_MD), chunk_rows), rows_MD.split(chunk_rows), strict=True):
             logits_RK = buffer_RK[: len(rows_RD)]
-            _product(logits_RK, rows_RD, weights_KD.T, is_first=True)
+            for own in _prototype_blocks(weight_v_KD):
+                weights_SD = weights_KD[own].to(rows_RD.dtype)
+                torch.mul(product_with_transposed(rows_RD, weights_SD), sharp_K[own], out=logits_RK[:, own])
             for logits_NK, targets_NK in row_blocks(logits_RK, targets, first):
-                logits_NK.mul_(sharp_K)
                 loss += _block_loss(logits_NK, targets_NK, become_gradients=any(wanted))
-            if d_weights_KD is not None:
-                _product(d_weights_KD, logits_RK.T.to(rows_RD.dtype), rows_RD, is_first=first == 0)
-            if d_rows_MD is not None:
-                scaled_RK = logits_RK.mul_(scale_K).to(rows_RD.dtype)
-                _product(d_rows_MD[first : first + chunk_rows], scaled_RK, weights_KD, is_first=True)
+            for own in _prototype_blocks(weight_v_KD):
+                d_logits_RS = logits_RK[:, own]
+                if d_weights_KD is not None:
+                    # Not a product with out=: into fresh memory it takes a tenth longer than adding to zeros in cache.
+                    d_weights_SD = d_weights_KD[own].zero_() if first == 0 else d_weights_KD[own]
+                    _add_product(d_weights_SD, d_logits_RS.T.to(rows_RD.dtype), rows_RD)
+                if d_rows_MD is not None:
+                    scaled_RS = (d_logits_RS * scale_K[own]).to(rows_RD.dtype)
+                    weights_SD = weights_KD[own].to(rows_RD.dtype)
+                    d_rows_MD[first : first + chunk_rows] += product_with_transposed(scaled_RS, weights_SD.T)
     return _Products(
         loss / num_terms,
         None if d_rows_MD is None else d_rows_MD.view_as(features_VBD),
@@ -148,36 +162,45 @@ def _weight_gradients(
     """Gradients of ``weight_v`` and ``weight_g`` from those of the prototypes, which become the first in place."""
     scale_K1 = unit / length_K1 if weight_g_K1 is None else unit * weight_g_K1 / length_K1
     along_K1 = torch.empty_like(length_K1)
-    rows = len(weight_v_KD)
-    if weight_v_KD.device.type == "cpu":
-        rows = max(1, BLOCK_BYTES // (weight_v_KD.shape[1] * weight_v_KD.element_size()))
-    for block in range(0, len(weight_v_KD), rows):
-        own = slice(block, block + rows)
-        products_ND, weight_v_ND, length_N1 = products_KD[own], weight_v_KD[own], length_K1[own]
-        along_N1 = torch.linalg.vecdot(products_ND, weight_v_ND)[:, None].div_(length_N1)
+    for own in _prototype_blocks(weight_v_KD):
+        products_SD, weight_v_SD, length_S1 = products_KD[own], weight_v_KD[own], length_K1[own]
+        along_S1 = torch.linalg.vecdot(products_SD, weight_v_SD)[:, None].div_(length_S1)
         # Length has no say, so neither has the part of the gradient along the vector.
-        products_ND.addcmul_(weight_v_ND, along_N1 / length_N1, value=-1).mul_(scale_K1[own])
-        along_K1[own] = along_N1
+        products_SD.addcmul_(weight_v_SD, along_S1 / length_S1, value=-1).mul_(scale_K1[own])
+        along_K1[own] = along_S1
     return products_KD, None if weight_g_K1 is None else along_K1.mul_(unit)
 
 
-def _product(sum_NM: Tensor, left_NR: Tensor, right_RM: Tensor, *, is_first: bool) -> None:
-    """Add a product to ``sum_NM``, or put it there when it ``is_first``."""
-    is_half = left_NR.dtype != sum_NM.dtype
-    if is_first:
-        sum_NM.copy_(left_NR @ right_RM) if is_half else torch.mm(left_NR, right_RM, out=sum_NM)
+def _prototype_blocks(weight_v_KD: Tensor) -> Iterator[slice]:
+    """Consecutive prototypes that stay in a CPU's cache; all of them at once elsewhere."""
+    size = len(weight_v_KD)
+    if weight_v_KD.device.type == "cpu":
+        size = max(1, 2 * BLOCK_BYTES // (weight_v_KD.shape[1] * weight_v_KD.element_size()))
+    for start in range(0, len(weight_v_KD), size):
+        yield slice(start, start + size)
+
+
+def _add_product(sum_NM: Tensor, left_NR: Tensor, right_RM: Tensor) -> None:
+    if left_NR.dtype == sum_NM.dtype:
+        torch.addmm(sum_NM, left_NR, right_RM, out=sum_NM)
     else:
-        sum_NM.add_(left_NR @ right_RM) if is_half else torch.addmm(sum_NM, left_NR, right_RM, out=sum_NM)
+        sum_NM.add_(left_NR @ right_RM)
 
 
 def _block_loss(logits_NK: Tensor, targets_NK: Tensor, *, become_gradients: bool) -> Tensor:
-    """Sum of the rows' cross-entropies; the logits become its gradient for them, in ``GRADIENT_UNIT``."""
-    log_prob_NK = F.log_softmax(logits_NK, dim=-1)
+    """Sum of the rows' cross-entropies; the logits become its gradient for them, in ``GRADIENT_UNIT``.
+
+    A row's cross-entropy is (sum of targets) * (log-sum-exp of logits) - (sum of targets * logits).
+    """
+    product = (targets_NK * logits_NK).sum()  # not a matmul, which TF32 would round
+    highest_N1 = logits_NK.amax(dim=-1, keepdim=True)
+    # The highest logit's probability is 1 / (sum of shifted exp). log_softmax takes five times as long as softmax.
+    torch.softmax(logits_NK, dim=-1, out=logits_NK)
+    log_sum_N1 = highest_N1 - logits_NK.amax(dim=-1, keepdim=True).log()
+    mass_N1 = targets_NK.sum(dim=-1, keepdim=True)
     if become_gradients:
-        torch.exp(log_prob_NK, out=logits_NK)
-        logits_NK.mul_(targets_NK.sum(dim=-1, keepdim=True) * GRADIENT_UNIT).sub_(targets_NK, alpha=GRADIENT_UNIT)
-    # A product, not a matmul, which TF32 would round.
-    return -log_prob_NK.mul_(targets_NK).sum()
+        logits_NK.mul_(mass_N1 * GRADIENT_UNIT).sub_(targets_NK, alpha=GRADIENT_UNIT)
+    return (mass_N1 * log_sum_N1).sum() - product
 
 
 def _check(

@@ -11,6 +11,9 @@ from passreid_ray.distributed import is_sharded, local_part
 from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm1d
 
+BLOCK_BYTES = 2**22
+"""Prototypes that are worked on at a time on a CPU without gradient: they stay in its cache."""
+
 
 def token_names(num_tokens: int) -> list[str]:
     """The reference's names of the tokens in its head and center keys: cls, pt1, pt2, ..."""
@@ -40,8 +43,20 @@ class Prototypes(nn.Module):
     def forward(self, features_MD: Tensor) -> Tensor:
         """Logits ``(..., K)`` of features ``(..., D)``."""
         # Scaling logits, not weights: there are many more prototypes than rows.
+        if self.weight_v.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._logits_in_blocks(features_MD.flatten(0, -2)).unflatten(0, features_MD.shape[:-1])
         length_K1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
         return F.linear(features_MD, self.weight_v) * (self.weight_g / length_K1)[:, 0]
+
+    def _logits_in_blocks(self, features_MD: Tensor) -> Tensor:
+        """Logits ``(M, K)``; a block's length, cast and product are made while it is in cache: they read it once."""
+        logits_MK = self.weight_v.new_empty(len(features_MD), len(self.weight_v))
+        size = max(1, BLOCK_BYTES // (self.weight_v.shape[1] * self.weight_v.element_size()))
+        blocks = zip(self.weight_v.split(size), self.weight_g.split(size), logits_MK.split(size, dim=1), strict=True)
+        for weight_v_SD, weight_g_S1, logits_MS in blocks:
+            scale_S1 = weight_g_S1 / torch.linalg.vector_norm(weight_v_SD, dim=1, keepdim=True)
+            torch.mul(F.linear(features_MD, weight_v_SD), scale_S1[:, 0], out=logits_MS)
+        return logits_MK
 
 
 class PrototypeHead(nn.Module):

@@ -15,6 +15,7 @@ from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
 from tests.reference.literal_pass_loss import literal_pass_loss
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
+PRODUCTS = "aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -117,6 +118,45 @@ def test_chunks_and_blocks_of_any_size_change_nothing(
     assert_same_value_and_gradients(found, expected, [features_VBD, *weights])
 
 
+def rounded_leaves(exact: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """In float32."""
+    features_VBD, weight_v_KD, weight_g_K1 = (leaf.detach().float().requires_grad_() for leaf in exact)
+    return features_VBD, weight_v_KD, weight_g_K1
+
+
+@pytest.mark.parametrize("has_onednn", [False, True])
+def test_either_library_of_products_gives_the_gradients_of_float64(has_onednn: bool) -> None:
+    if has_onednn and not logit_chunks.HAS_ONEDNN:
+        pytest.skip("this torch has no oneDNN")
+    features_VBD, weights, teacher_GBK = random_case(num_prototypes=3000)
+    exact = features_VBD, *weights
+    rounded = rounded_leaves(exact)
+    targets_GBK = targets_of(teacher_GBK)
+    with (
+        patch.object(logit_chunks, "HAS_ONEDNN", has_onednn),
+        patch.object(prototype_distillation, "BLOCK_BYTES", 2**14),
+        products_counted() as products,
+    ):
+        found = prototype_cross_entropy(*rounded, targets_GBK.float(), student_temp=STUDENT_TEMP, chunk_rows=7)
+    assert ("mkldnn::_linear_pointwise" in products) == has_onednn
+    expected = loss_of_loops(features_VBD, weights, teacher_GBK)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    pairs = zip(torch.autograd.grad(found, rounded), torch.autograd.grad(expected, exact), strict=True)
+    assert all((own - wanted).norm() < 2e-6 * wanted.norm() for own, wanted in pairs)
+
+
+def test_logits_far_from_zero_neither_overflow_nor_lose_the_loss() -> None:
+    features_VBD, (weight_v_KD, weight_g_K1), teacher_GBK = random_case()
+    weights = weight_v_KD, (weight_g_K1.detach() * 300).requires_grad_()
+    leaves, targets_GBK = (features_VBD, *weights), targets_of(teacher_GBK)
+    rounded = rounded_leaves(leaves)
+    found = prototype_cross_entropy(*rounded, targets_GBK.float(), student_temp=STUDENT_TEMP)
+    expected = loss_of_loops(features_VBD, weights, teacher_GBK)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    pairs = zip(torch.autograd.grad(found, rounded), torch.autograd.grad(expected, leaves), strict=True)
+    assert all((own - wanted).norm() < 1e-3 * wanted.norm() for own, wanted in pairs)
+
+
 def test_rows_of_targets_that_do_not_sum_to_one_count_by_their_sum() -> None:
     features_VBD, weights, teacher_GBK = random_case()
     targets_GBK = targets_of(teacher_GBK) * torch.rand(*teacher_GBK.shape[:2], 1, dtype=torch.float64)
@@ -205,7 +245,7 @@ def products_counted() -> Iterator[list[str]]:
     names: list[str] = []
     with torch.profiler.profile() as profile:
         yield names
-    names += [event.name for event in profile.events() or [] if event.name in ("aten::mm", "aten::addmm")]
+    names += [event.name for event in profile.events() or [] if event.name in PRODUCTS]
 
 
 @pytest.mark.parametrize("needs_gradient", list(itertools.product([False, True], repeat=3)))

@@ -1,12 +1,13 @@
 import json
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
 from passreid_ray.errors import UserError
-from passreid_ray.models import PrototypeHead, load_heads, official_head_state_dict
+from passreid_ray.models import PrototypeHead, load_heads, official_head_state_dict, prototype_head
 from tests.models.golden_models import GOLDEN, Golden, golden_head
 
 
@@ -38,6 +39,22 @@ def test_a_token_without_views_gives_zero_gradients_to_its_head() -> None:
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None
         assert bool((parameter.grad == 0).all()) is ("pt2" in name), name
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3 * 5 * 4, 2**22])
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_without_gradient_blocks_of_any_size_give_the_same_logits(block_bytes: int, is_autocast: bool) -> None:
+    prototypes = small_head(norm_last_layer=False).prototypes()[0]
+    nn.init.normal_(prototypes.weight_g)
+    for shape in [(2, 3, 5), (4, 5), (0, 5)]:
+        features_MD = torch.randn(shape)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            expected = prototypes(features_MD)
+            with patch.object(prototype_head, "BLOCK_BYTES", block_bytes), torch.no_grad():
+                found = prototypes(features_MD)
+        assert expected.requires_grad
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected.detach())
 
 
 def test_normalised_prototypes_keep_logits_within_one() -> None:
