@@ -3,7 +3,8 @@
 A module that is called, not a function of one: what shards or compiles block by block hooks into the call.
 """
 
-# Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, H heads, E width of one, D width.
+# Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, M tokens of any images, H heads,
+# E width of one, D width.
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,9 +41,12 @@ class PartBlock(Block):
         draws: BranchDraws | None = None,
         *,
         num_out: int | None = None,
+        out_M: Tensor | None = None,
         visible_B11N: Tensor | None = None,
     ) -> Tensor:
         """The first ``num_out`` tokens out of the block, ``(B, num_out, D)``; none: all.
+
+        Or, without ``num_out``, the tokens ``out_M`` of any images, ``(M, D)``: numbers counted over all images.
 
         Equals timm's ``Block.forward`` with the draws of its DropPath passed in. ``visible_B11N``: tokens that
         attention may read. What does not reach the result is left out: queries and MLP of the other tokens, and on a
@@ -59,6 +63,10 @@ class PartBlock(Block):
         of_attention_B, of_mlp_B = (None, None) if draws is None else draws.is_kept_2B
         rate = 0.0 if draws is None else draws.rate
         tokens_BND = _with_branch(tokens_BND, attention, of_attention_B, rate, num_out)
+        if out_M is not None:  # nothing mixes tokens from here on, so each may be an image of its own
+            of_mlp_M = None if of_mlp_B is None else of_mlp_B[out_M // tokens_BND.shape[1]]
+            chosen_M1D = tokens_BND.flatten(0, 1).index_select(0, out_M)[:, None]
+            return _with_branch(chosen_M1D, mlp, of_mlp_M, rate, None)[:, 0]
         return _with_branch(tokens_BND, mlp, of_mlp_B, rate, num_out)
 
 

@@ -86,9 +86,10 @@ def test_a_run_folder_gives_the_teacher_of_its_newest_checkpoint(run_folder: Pat
     own, epochs, _ = started(run_folder)
     assert same(own, TEACHER)
     assert epochs == 0.0
-    backbone, head = read_teacher(run_folder)
+    backbone, head, patches = read_teacher(run_folder)
     assert backbone.keys() == TEACHER.backbone.state_dict().keys()
     assert head.keys() == TEACHER.head.state_dict().keys()
+    assert not patches
 
 
 def test_a_checkpoint_folder_gives_its_own_weights(run_folder: Path) -> None:
