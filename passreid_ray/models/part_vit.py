@@ -143,7 +143,9 @@ class PartViT(nn.Module):
                 convolutions and norms would mix padding into the image; or grids with patches.
         """
         if grids_B2 is not None and patches_M is not None:
-            raise UserError("patches_M: patches of images in grids of their own cannot be asked for; leave out grids_B2")
+            raise UserError(
+                "patches_M: patches of images in grids of their own cannot be asked for; leave out grids_B2"
+            )
         out_M = None
         if grids_B2 is None:
             hidden_M = None if mask_token_1D is None else patches_M

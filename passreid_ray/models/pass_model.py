@@ -47,9 +47,9 @@ class PassModel(nn.Module):
         """Each token's bottleneck over the views that show it, the features of the global views, and chosen patches.
 
         Returns ``(bottlenecks, features_GBTD, patches_NE)``: token 0 (CLS) sees the G global views, then all local
-        views part by part; part j sees the global views, then its own L local views. ``bottlenecks[t]`` is ``(V_t, B, D)``, what
-        the prototypes of the token are compared with. ``drop_path_noise_L2MB`` has stochastic depth's uniform noise
-        per block, branch, view and image.
+        views part by part; part j sees the global views, then its own L local views. ``bottlenecks[t]`` is
+        ``(V_t, B, D)``, what the prototypes of the token are compared with. ``drop_path_noise_L2MB`` has stochastic
+        depth's uniform noise per block, branch, view and image.
 
         ``patches_N`` has the numbers of patches among those of all global views, the first view of each image, then the
         second; their bottlenecks are ``patches_NE``, else none. With ``hides_patches`` the mask token stands in their
@@ -80,9 +80,7 @@ class PassModel(nn.Module):
         if self.patches is None:
             raise ValueError("patches_N: this model has no patch head")
         mask_token = self.patches.mask_token if hides else None
-        rows_MD = self.backbone(
-            images_BCHW, drop_path_noise=noise_L2B, patches_M=patches_N, mask_token_1D=mask_token
-        )
+        rows_MD = self.backbone(images_BCHW, drop_path_noise=noise_L2B, patches_M=patches_N, mask_token_1D=mask_token)
         prefix_MD, patches_ND = rows_MD.split([len(rows_MD) - len(patches_N), len(patches_N)])
         return prefix_MD.unflatten(0, (len(images_BCHW), -1)), self.patches.bottlenecks(patches_ND)
 
