@@ -42,8 +42,8 @@ def weights_of(patches_of_views: tuple[int, ...]) -> Tensor:
 def literal(case: Case) -> Tensor:
     (features_MD, weight_v_KD, weight_g_K1), teacher_MK, center_K = case
     prototypes_KD = weight_g_K1 * weight_v_KD / weight_v_KD.square().sum(dim=1, keepdim=True).sqrt()
-    views = [own.split(PATCHES_OF_VIEWS) for own in (features_MD @ prototypes_KD.T, teacher_MK)]
-    return literal_masked_patch_loss(*views, center_K, STUDENT_TEMP, TEACHER_TEMP)
+    student, teacher = (own.split(PATCHES_OF_VIEWS) for own in (features_MD @ prototypes_KD.T, teacher_MK))
+    return literal_masked_patch_loss(student, teacher, center_K, STUDENT_TEMP, TEACHER_TEMP)
 
 
 def ours(case: Case, chunk_rows: int = 128) -> Tensor:

@@ -92,7 +92,7 @@ def pixels_of(patches: Tensor, batch: int = 3) -> Tensor:
 @pytest.mark.parametrize("stem", ["patch", "ics"])
 def test_pixels_of_hidden_patches_change_nothing_and_others_do(stem: Stem) -> None:
     own = model(stem=stem).eval()
-    others = torch.tensor([own for own in range(24) if own not in CHOSEN])
+    others = torch.tensor([patch for patch in range(24) if patch not in CHOSEN])
     noise = 10 * torch.randn(images().shape, dtype=torch.float64)
 
     def outputs(views_BCHW: Tensor, hides: bool) -> list[Tensor]:
@@ -130,7 +130,7 @@ def test_with_no_patch_chosen_every_parameter_still_gets_a_gradient() -> None:
     )
     assert own.patches is not None
     assert patches_ME is not None
-    loss = sum(own.sum() for own in bottlenecks) + own.patches.prototypes()(patches_ME).sum()
+    loss = sum(token.sum() for token in bottlenecks) + own.patches.prototypes()(patches_ME).sum()
     assert isinstance(loss, Tensor)
     loss.backward()
     for name, parameter in own.patches.named_parameters():

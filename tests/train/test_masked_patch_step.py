@@ -137,8 +137,10 @@ def test_the_loss_and_the_centers_are_those_of_the_loops(settings: StepSettings)
             rows_MD = patches_of(model.backbone, images_BCHW, hidden_M, student.patches.mask_token)[patches_M]
             logits.append(model.patches.head([rows_MD])[0])
         _, patches_of_views = torch.unique_consecutive(patches_M // 8, return_counts=True)
-        by_view = [own_MK.split(patches_of_views.tolist()) for own_MK in logits]
-        expected = literal_masked_patch_loss(*by_view, old_center_K, settings.student_temp, RATES.teacher_temp)
+        of_student, of_teacher = (own_MK.split(patches_of_views.tolist()) for own_MK in logits)
+        expected = literal_masked_patch_loss(
+            of_student, of_teacher, old_center_K, settings.student_temp, RATES.teacher_temp
+        )
     metrics = train_step(state, views, RATES, settings)
     assert float(metrics["loss/patches"]) == pytest.approx(float(expected), rel=1e-10)
     torch.testing.assert_close(state.patch_centers_1K[0], 0.9 * old_center_K + 0.1 * logits[1].mean(0))
