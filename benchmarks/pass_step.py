@@ -32,6 +32,7 @@ from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.precision import Precision
+from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.worker import WorkerContext
 
 SIDES = ("published structure", "passreid_ray")
@@ -84,7 +85,7 @@ def our_state(setting: Setting) -> tuple[PassState, StepSettings]:
     worker = WorkerContext(0, 1, setting.device, board=None, checkpoints=cast(CheckpointStore, None))
     order = EpochOrder(10 * setting.config.batch_size, setting.config.batch_size, setting.config.seed)
     state, settings = build_state(setting.config, order, worker)
-    state.forward = worker.share(state.forward)
+    state.forward = average_gradients(state.forward)
     return state, settings
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_active() -> bool:
@@ -75,6 +76,44 @@ def all_gather_with_gradient(tensor: Tensor) -> Tensor:
         0, torch.arange(rows.start, rows.stop, device=tensor.device), tensor
     )
     return all_reduce_sum(placed)
+
+
+def all_to_all(tensor_WN: Tensor) -> Tensor:
+    """``tensor_WN[r]`` goes to rank r; what every rank had for this one, in rank order, without gradient."""
+    if not is_active():
+        return tensor_WN
+    received_WN = torch.empty_like(tensor_WN, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(received_WN, tensor_WN.detach().contiguous())
+    return received_WN
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a piece of ``tensor`` only."""
+    return isinstance(tensor, DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's piece of a sharded tensor, with gradient; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank, which must all ask for it; any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole``, which every rank has, on the device of ``like`` and sharded as it is; nothing is sent."""
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def restore(target: Tensor, whole: Tensor) -> None:
+    """Copy ``whole``, which every rank has, into ``target``, or this rank's piece of it."""
+    local_part(target).copy_(local_part(sharded_like(whole, target)))
 
 
 def barrier() -> None:

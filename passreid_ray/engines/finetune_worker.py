@@ -33,6 +33,7 @@ from passreid_ray.train.finetune_state import FinetuneNetwork, FinetuneState, av
 from passreid_ray.train.finetune_step import FinetuneStepSettings, LabelledBatch, finetune_step
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.ranking_step import RankingNetwork, RankingSettings, ranking_step
+from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.supervised_losses import SupervisedLosses
 from passreid_ray.train.worker import WorkerContext
 from passreid_ray.views import UndistortedView, crop_to_grids, normalize, view_rng
@@ -116,7 +117,7 @@ def train_epochs(
     """The epochs of the weighted losses, or those that are left of them."""
     worker, per_epoch = tuning.worker, steps_per_epoch(config, task)
     end = config.epochs * per_epoch
-    state.forward = worker.share(state.network)
+    state.forward = average_gradients(state.network)
     order = IdentityOrder(
         task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
     )
@@ -160,7 +161,7 @@ def train_ranking(
     end = first + ranking.steps
     if state.step == first:
         state.optimizer = ranking.build_optimizer(model.backbone)
-    state.forward = worker.share(RankingNetwork(model))
+    state.forward = average_gradients(RankingNetwork(model))
     settings, threads = step_settings(config), config.workers.threads_per_worker()
     view, meter = make_view(config, task, model), Meter(worker, 3 * ranking.triplets_per_step)
     while state.step < end:

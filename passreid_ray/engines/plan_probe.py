@@ -24,6 +24,7 @@ from passreid_ray.train.compute_rate import count_flops, matmul_flops_per_second
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_step import StepSettings, train_step
+from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.view_loader import ViewBatch, ViewMaker
 from passreid_ray.train.worker import WorkerContext
 
@@ -64,7 +65,7 @@ def _probe_group_member(
     order: EpochwiseOrder = loop_config["order"]
     num_steps, max_seconds = loop_config["probe_steps"], loop_config["max_seconds"]
     state, settings, rates = _usual(config, order, worker)
-    state.forward = worker.share(state.forward)
+    state.forward = average_gradients(state.forward, config.sharing)
     stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
     maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)
     share, threads = data_share(worker.world_size), config.loader.threads

@@ -20,6 +20,7 @@ from passreid_ray.data import Rows, Source, SyntheticSource, open_rows
 from passreid_ray.data.order import EpochwiseOrder, first_step
 from passreid_ray.data.stream import EncodedStream
 from passreid_ray.data.streamed_order import OrderConfig
+from passreid_ray.distributed import gathered, is_sharded
 from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
 from passreid_ray.engines.fit import fit_and_watch, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
@@ -42,6 +43,8 @@ from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.patch_masks import MaskedPatchConfig
 from passreid_ray.train.precision import Precision
+from passreid_ray.train.sharded_files import save_pieces
+from passreid_ray.train.sharing import SharingConfig, average_gradients, check_sharing
 from passreid_ray.train.state_files import load_state, save_state, tensors_below
 from passreid_ray.train.view_loader import LoaderConfig, ViewBatch, ViewMaker
 from passreid_ray.train.worker import WorkerContext
@@ -89,6 +92,7 @@ class PretrainConfig(Section):
     """Stop when more than this share of the images cannot be used."""
     order: OrderConfig = OrderConfig()
     loader: LoaderConfig = LoaderConfig()
+    sharing: SharingConfig = SharingConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
@@ -162,7 +166,16 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 
 
 def check_model(config: PretrainConfig) -> None:
-    """Build a student with its first weights: what cannot be built or loaded is told before Ray starts."""
+    """Build a student with its first weights: what cannot be built, shared or loaded is told before Ray starts."""
+    num_workers = config.workers.num_workers
+    hides_patches = config.masked_patch.weight > 0
+    check_sharing(
+        config.sharing.strategy,
+        config.head.num_prototypes,
+        num_workers,
+        config.precision,
+        hides_patches=hides_patches,
+    )
     student = build_network(config)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
     warm_start(student, config.warm_start)
@@ -189,7 +202,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     schedule = config.schedule(order)
     state, settings = build_state(config, order, worker)
     worker.resume(partial(load_checkpoint, state, loop_config["fingerprint"]))
-    state.forward = worker.share(state.forward)
+    state.forward = average_gradients(state.forward, config.sharing)
     evaluate = partial(evaluate_teacher, state, config, ray.get(loop_config["eval_rows"]), worker)
     save = partial(save_checkpoint, state, config, loop_config["fingerprint"])
     if worker.rank == 0:
@@ -213,14 +226,14 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         if is_logged:
             log_step(state, metrics, rates, meter, config, worker)
         if state.refused_in_a_row >= config.max_refused_in_a_row:
-            worker.report(state.step, save, config.run.keep)
+            worker.report(state.step, save, config.run.keep, together=state.is_sharded)
             raise UserError(refusal(state.step, state.refused_in_a_row, config.run.folder))
         epoch = state.step // order.steps_per_epoch
         is_epoch_end = first_step(epoch, order.steps_per_epoch) == state.step
         if is_last or (is_epoch_end and epoch % config.evaluation.every_epochs == 0):
             evaluate()
         if is_last or config.run.is_checkpoint_due(state.step, order.steps_per_epoch):
-            worker.report(state.step, save, config.run.keep)
+            worker.report(state.step, save, config.run.keep, together=state.is_sharded)
 
 
 def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
@@ -248,7 +261,10 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
         network.backbone.use_fused_attention(worker.device.type != "cpu" or config.precision == "fp32")
     student.backbone.use_activation_checkpointing(config.checkpoint_activations)
     fp16 = config.precision == "fp16"
-    return new_state(student, teacher, config.head.num_prototypes, worker.device, fp16=fp16), settings
+    strategy = config.sharing.strategy
+    return new_state(
+        student, teacher, config.head.num_prototypes, worker.device, fp16=fp16, strategy=strategy
+    ), settings
 
 
 def to_views(batch: ViewBatch, config: ViewsConfig) -> Views:
@@ -282,7 +298,7 @@ def evaluate_teacher(state: PassState, config: PretrainConfig, rows: Rows | None
     if rows is None:
         return
     metrics = measure(
-        FusedViT(state.teacher.backbone, config.evaluation.retrieval.fusion),
+        FusedViT(teacher_backbone(state, config), config.evaluation.retrieval.fusion),
         rows,
         ImageInput(config.views.global_size_px, config.views),
         config.evaluation.retrieval,
@@ -292,10 +308,23 @@ def evaluate_teacher(state: PassState, config: PretrainConfig, rows: Rows | None
         worker.post("evaluation", step=state.step, metrics=metrics)
 
 
+def teacher_backbone(state: PassState, config: PretrainConfig) -> PartViT:
+    """The teacher's backbone, whole on every worker: of weights in pieces a copy that lives as long as it is used.
+
+    In pieces, every forward would be a collective, and workers have different numbers of images to look at.
+    """
+    pieces = state.teacher.backbone.state_dict()
+    if not any(map(is_sharded, pieces.values())):
+        return state.teacher.backbone
+    whole = config.model.build(config.views.global_size_px, config.views.num_parts, drop_path=0.0)
+    whole.load_state_dict({name: gathered(own) for name, own in pieces.items()})
+    return whole.eval().to(state.device)
+
+
 def save_checkpoint(state: PassState, config: PretrainConfig, fingerprint: str, folder: Path) -> None:
     """Write ``state`` and what is needed to check that a continued run is the same one."""
     meta = {**state.meta(), "config": config.model_dump(mode="json"), "fingerprint": fingerprint}
-    save_state(folder, state.tensors(), meta)
+    (save_pieces if state.is_sharded else save_state)(folder, state.tensors(), meta)
 
 
 def load_checkpoint(state: PassState, fingerprint: str, folder: Path) -> None:

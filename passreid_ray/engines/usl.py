@@ -38,6 +38,7 @@ from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig
 from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, round_labels
 from passreid_ray.errors import UserError
 from passreid_ray.train.meter import Meter
+from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.usl_state import USLNetwork, USLState
 from passreid_ray.train.usl_step import USLStepSettings, usl_step
 from passreid_ray.train.worker import WorkerContext
@@ -133,7 +134,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     state = build_state(config, worker)
     tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
     tuning.resume(partial(load_checkpoint, state, config))
-    state.forward = worker.share(state.network)
+    state.forward = average_gradients(state.network)
     eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
     if worker.rank == 0:
         worker.post("start", step=state.step, end_step=config.steps)

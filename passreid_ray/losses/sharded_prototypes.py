@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from passreid_ray.distributed import all_gather, all_reduce_mean, all_reduce_sum, is_active, world_size
+from passreid_ray.distributed import all_gather, all_reduce_mean, all_reduce_sum, all_to_all, is_active, world_size
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
 from passreid_ray.losses.logit_chunks import GRADIENT_UNIT, in_matmul_dtype, row_blocks, targets_of_views
@@ -86,6 +86,21 @@ def sharded_centers(center_S: Tensor, teacher_features_GBD: Tensor, prototypes_S
     with torch.autocast(center_S.device.type, enabled=False):
         mean_D = all_reduce_mean(teacher_features_GBD.mean(dim=(0, 1), dtype=center_S.dtype))
         return center_S * momentum + prototypes_SD.to(center_S.dtype) @ mean_D * (1 - momentum)
+
+
+@torch.no_grad()
+def sharded_logits(features_GBD: Tensor, prototypes_SD: Tensor) -> Tensor:
+    """This rank's columns ``(G, I, S)`` of the logits for the images of all ranks."""
+    return _teacher_logits(features_GBD, prototypes_SD)
+
+
+def of_own_images(values_GIS: Tensor) -> Tensor:
+    """All K columns ``(G, B, K)`` of this rank's images, of what each rank has its columns of; without gradient.
+
+    As large as if prototypes were not sharded: for a look now and then, not for every step.
+    """
+    values_WGBS = values_GIS.unflatten(1, (world_size(), -1)).movedim(1, 0)
+    return all_to_all(values_WGBS).movedim(0, 2).flatten(2)
 
 
 def sharded_cross_entropy(

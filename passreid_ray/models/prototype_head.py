@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passreid_ray.distributed import is_sharded, local_part
 from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm1d
 
@@ -25,6 +26,16 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, in_dim))
         bound = in_dim**-0.5  # nn.Linear's own default, which the reference keeps for this layer
         nn.init.uniform_(self.weight_v, -bound, bound)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds some of the prototypes only; then there are no logits of all of them."""
+        return is_sharded(self.weight_v)
+
+    def own_rows(self) -> Tensor:
+        """The prototypes that this rank holds, ``(S, D)``, normalised, with gradient."""
+        weight_v_SD, weight_g_S1 = local_part(self.weight_v), local_part(self.weight_g)
+        return weight_v_SD * (weight_g_S1 / torch.linalg.vector_norm(weight_v_SD, dim=1, keepdim=True))
 
     def forward(self, features_MD: Tensor) -> Tensor:
         """Logits ``(..., K)`` of features ``(..., D)``."""
@@ -89,8 +100,11 @@ class PrototypeHead(nn.Module):
 
     def bottlenecks(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Of T tensors ``(M_t, D)`` what is compared with the prototypes: ``(M_t, bottleneck_dim)``, length 1."""
-        rows = zip(token_names(self.num_tokens), tokens, strict=True)
-        return [F.normalize(self.get_submodule(f"mlp_{name}")(features_MD), dim=-1) for name, features_MD in rows]
+        return [F.normalize(mlp(features_MD), dim=-1) for mlp, features_MD in zip(self.mlps(), tokens, strict=True)]
+
+    def mlps(self) -> list[nn.Module]:
+        """That of each token, before the L2 norm."""
+        return [self.get_submodule(f"mlp_{name}") for name in token_names(self.num_tokens)]
 
     def prototypes(self) -> list[Prototypes]:
         """Those of each token."""

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from passreid_ray.data.storage import below, is_remote, locate
+from passreid_ray.distributed import barrier
 from passreid_ray.train.state_files import (
     FOLDER_PREFIX,
     META_FILE,
-    TENSORS_FILE,
+    TENSORS_SUFFIX,
     check_size,
     checkpoint_name,
     parse_meta,
@@ -57,11 +58,15 @@ class CheckpointStore:
         filesystem, path = self.location(name)
         with filesystem.open_input_stream(f"{path}/{META_FILE}") as file:
             meta = parse_meta(file.read(), path)
-        check_size(meta, filesystem.get_file_info(f"{path}/{TENSORS_FILE}").size or 0, path)
+        for file, record in meta["files"].items():
+            check_size(record, filesystem.get_file_info(f"{path}/{file}").size or 0, f"{path}/{file}")
         return meta
 
-    def write(self, step: int, save: Callable[[Path], None]) -> str:
-        """Let ``save`` write the checkpoint of ``step``; its name."""
+    def write(self, step: int, save: Callable[[Path], None], *, together: bool = False) -> str:
+        """Let ``save`` write the checkpoint of ``step``; its name.
+
+        ``together``: every rank calls this, with a ``save`` that writes the rank's pieces.
+        """
         name = checkpoint_name(step)
         filesystem, path = self.location(name)
         if not self.is_remote:
@@ -70,10 +75,17 @@ class CheckpointStore:
         with tempfile.TemporaryDirectory() as draft:
             save(Path(draft))
             filesystem.create_dir(path, recursive=True)
-            if filesystem.get_file_info(f"{path}/{META_FILE}").type == pafs.FileType.File:
+            is_describing = (Path(draft) / META_FILE).is_file()  # one rank's draft has the description
+            if is_describing and filesystem.get_file_info(f"{path}/{META_FILE}").type == pafs.FileType.File:
                 filesystem.delete_file(f"{path}/{META_FILE}")  # no longer whole, until it is written anew
-            for file in (TENSORS_FILE, META_FILE):  # in this order: the description makes it whole
-                pafs.copy_files(f"{draft}/{file}", f"{path}/{file}", pafs.LocalFileSystem(), filesystem)
+            for file in Path(draft).glob(f"*{TENSORS_SUFFIX}"):
+                pafs.copy_files(str(file), f"{path}/{file.name}", pafs.LocalFileSystem(), filesystem)
+            if together:
+                barrier()
+            if is_describing:  # last, because it makes the checkpoint whole
+                pafs.copy_files(f"{draft}/{META_FILE}", f"{path}/{META_FILE}", pafs.LocalFileSystem(), filesystem)
+        if together:
+            barrier()
         return name
 
     def read(self, name: str, load: Callable[[Path], None]) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from passreid_ray.config import Section
+from passreid_ray.distributed import local_part
 
 Centering = Literal["mean", "sinkhorn"]
 
@@ -37,4 +38,5 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Source: PASS (arXiv:2203.03931), section 3.1; batch-norm buffers stay the teacher's own, as in the reference.
     """
     average = get_ema_multi_avg_fn(momentum)
-    average(list(teacher.parameters()), list(student.parameters()), 0)
+    of_teacher, of_student = ([local_part(own) for own in model.parameters()] for model in (teacher, student))
+    average(of_teacher, of_student, 0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from passreid_ray import distributed
+from passreid_ray.distributed import local_part
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.losses import (
     become_centered_targets,
@@ -23,7 +24,13 @@ from passreid_ray.losses import (
 )
 from passreid_ray.train.drop_path import drop_path_noise
 from passreid_ray.train.ema import Centering, update_teacher
-from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norm, gradients_stay_local, set_rates
+from passreid_ray.train.optimizer import ClipMode, clip_gradients, gradient_norms, gradients_stay_local, set_rates
+from passreid_ray.train.pass_prototypes import (
+    in_micro_batches,
+    logits_of_own_images,
+    targets_of_own_images,
+    token_targets,
+)
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_student import HiddenPatches
@@ -96,7 +103,8 @@ def train_step(
     loss_1T, student, patch_loss = _accumulate_gradients(state, micro_batches, teacher, noise_L2MB, settings)
 
     state.scaler.unscale_(state.optimizer)
-    norm = gradient_norm(state.student.parameters())
+    norms_N = gradient_norms(state.student.parameters())
+    norm = torch.linalg.vector_norm(norms_N)
     metrics = {"loss": loss_1T[0], "grad_norm": norm, **_named_by_token("loss", loss_1T[1:])}
     if patch_loss is not None:
         metrics["loss/patches"] = patch_loss
@@ -106,9 +114,9 @@ def train_step(
     # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
     is_finite = bool(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
     if is_finite:
-        _apply_gradients(state, norm, rates, settings)
+        _apply_gradients(state, norms_N, rates, settings)
         update_teacher(state.teacher, state.student, rates.teacher_momentum)
-        state.centers_TK = updated_centers(state.centers_TK, teacher.mean_logits, settings.center_momentum)
+        local_part(state.centers_TK).copy_(teacher.centers)
         if state.patch_centers_1K is not None and teacher.patch_logits is not None:
             state.patch_centers_1K = updated_centers(
                 state.patch_centers_1K, [teacher.patch_logits], settings.center_momentum
@@ -129,9 +137,9 @@ class _Teacher:
     """What the teacher says of the global views of a batch."""
 
     targets: list[Tensor]
-    """Per token distributions ``(G, B, K)``."""
-    mean_logits: list[Tensor]
-    """Per token ``(1, 1, K)``, the mean over views and images: what the centers are updated with."""
+    """Per token distributions, see ``token_targets``."""
+    centers: Tensor
+    """What this rank's part of the centers is after this step."""
     features_GBTD: Tensor
     hidden: list[HiddenPatches]
     """Of each micro-batch; empty without the masked-patch loss."""
@@ -153,25 +161,29 @@ def _ask_teacher(
         with autocast(settings.precision, state.device):
             outputs.append(state.teacher.bottlenecks(views.global_BGCHW.transpose(0, 1), patches_N=patches_N))
     bottlenecks = [torch.cat(own, dim=1) for own in zip(*(own for own, _, _ in outputs), strict=True)]
-    targets, mean_logits = [], []
-    # Token by token, and targets in the memory of their logits: both are as large as a layer of prototypes.
-    for own_GBD, prototypes, center_K in zip(
-        bottlenecks, state.teacher.head.prototypes(), state.centers_TK, strict=True
-    ):
-        with autocast(settings.precision, state.device):
-            logits_GBK = at_least_float32(prototypes(own_GBD))
-        mean_logits.append(logits_GBK.mean(dim=(0, 1), keepdim=True))
-        match settings.centering:
-            case "mean":
-                targets.append(become_centered_targets(logits_GBK, center_K, teacher_temp))
-            case "sinkhorn":
-                targets += sinkhorn_targets([logits_GBK], teacher_temp)
+    with autocast(settings.precision, state.device):
+        targets, centers = zip(
+            *(
+                token_targets(
+                    own_GBD,
+                    prototypes,
+                    center,
+                    centering=settings.centering,
+                    teacher_temp=teacher_temp,
+                    center_momentum=settings.center_momentum,
+                )
+                for own_GBD, prototypes, center in zip(
+                    bottlenecks, state.teacher.head.prototypes(), local_part(state.centers_TK), strict=True
+                )
+            ),
+            strict=True,
+        )
+    features_GBTD = torch.cat([own for _, own, _ in outputs], dim=1)
     hidden, patch_logits = [], None
     if masks is not None:
         patches = [patches_NE for _, _, patches_NE in outputs if patches_NE is not None]
         hidden, patch_logits = _patch_targets(state, torch.cat(patches), masks, teacher_temp, settings)
-    features_GBTD = torch.cat([own_GBTD for _, own_GBTD, _ in outputs], dim=1)
-    return _Teacher(targets, mean_logits, features_GBTD, hidden, patch_logits)
+    return _Teacher(list(targets), torch.stack(centers), features_GBTD, hidden, patch_logits)
 
 
 @torch.no_grad()
@@ -227,7 +239,8 @@ def _accumulate_gradients(
     """
     num = len(micro_batches)
     noises = [None] * num if noise_L2MB is None else noise_L2MB.chunk(num, dim=-1)
-    micro_targets = zip(*(target_GBK.chunk(num, dim=1) for target_GBK in teacher.targets), strict=True)
+    of_tokens = zip(teacher.targets, state.student.head.prototypes(), strict=True)
+    micro_targets = zip(*(in_micro_batches(own, num, prototypes) for own, prototypes in of_tokens), strict=True)
     losses, bottlenecks = [], []
     for index, (views, own_targets, noise) in enumerate(zip(micro_batches, micro_targets, noises, strict=True)):
         global_GBCHW, local_PLBCHW = views.global_BGCHW.transpose(0, 1), views.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
@@ -253,9 +266,9 @@ def _accumulate_gradients(
     return (means[:-1], student, means[-1]) if teacher.hidden else (means, student, None)
 
 
-def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings: StepSettings) -> None:
+def _apply_gradients(state: PassState, norms_N: Tensor, rates: PassRates, settings: StepSettings) -> None:
     if settings.clip_norm is not None:
-        clip_gradients(state.student.parameters(), settings.clip_norm, settings.clip, norm)
+        clip_gradients(state.student.parameters(), settings.clip_norm, settings.clip, norms_N)
     if rates.is_last_layer_frozen:
         _drop_gradients(state.student.last_layer_parameters())
     if state.step < settings.head_warmup_steps:
@@ -267,10 +280,11 @@ def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings:
 def _diagnose(
     state: PassState, student: Sequence[Tensor], teacher: _Teacher, settings: StepSettings
 ) -> dict[str, Tensor]:
+    heads = state.student.head.prototypes()
     with autocast(settings.precision, state.device):
-        rows = zip(state.student.head.prototypes(), student, strict=True)
-        logits = [prototypes(own_GBD) for prototypes, own_GBD in rows]
-    diagnostics = distillation_diagnostics(logits, teacher.targets, student_temp=settings.student_temp)
+        logits = [logits_of_own_images(own_GBD, own) for own_GBD, own in zip(student, heads, strict=True)]
+    targets = [targets_of_own_images(own_targets, own) for own_targets, own in zip(teacher.targets, heads, strict=True)]
+    diagnostics = distillation_diagnostics(logits, targets, student_temp=settings.student_temp)
     tokens = teacher.features_GBTD.unbind(2)
     std_T = torch.stack([feature_spread(tokens_GBD.flatten(0, 1)) for tokens_GBD in tokens])
     return {

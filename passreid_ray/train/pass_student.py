@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from passreid_ray.losses import masked_patch_loss, prototype_cross_entropy
+from passreid_ray.losses import masked_patch_loss
 from passreid_ray.models.pass_model import PassModel
+from passreid_ray.train.pass_prototypes import token_loss
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class PassStudent(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """``(T,)`` cross-entropies, features of the global views, each token's bottleneck of them, the patches' loss.
 
-        ``targets``: per token the teacher's distributions ``(G, B, K)``. The features are ``(G, B, T, D)``; the
-        bottlenecks ``(G, B, bottleneck_dim)`` have no gradient: diagnostics make logits of them. The last is None
-        without ``hidden`` patches.
+        ``targets``: per token the teacher's distributions, as ``token_targets`` gives them. The features are
+        ``(G, B, T, D)``; the bottlenecks ``(G, B, bottleneck_dim)`` have no gradient: diagnostics make logits of them.
+        The last is None without ``hidden`` patches.
         """
         bottlenecks, features_GBTD, patches_NE = self.model.bottlenecks(
             global_GBCHW,
@@ -54,10 +55,8 @@ class PassStudent(nn.Module):
             hides_patches=True,
         )
         losses = [
-            prototype_cross_entropy(
-                own_VBD, prototypes.weight_v, prototypes.weight_g, target_GBK, student_temp=student_temp
-            )
-            for own_VBD, prototypes, target_GBK in zip(bottlenecks, self.model.head.prototypes(), targets, strict=True)
+            token_loss(own_VBD, prototypes, own_targets, student_temp)
+            for own_VBD, prototypes, own_targets in zip(bottlenecks, self.model.head.prototypes(), targets, strict=True)
         ]
         global_bottlenecks = [own_VBD[: len(global_GBCHW)].detach() for own_VBD in bottlenecks]
         patch_loss = None
@@ -66,4 +65,5 @@ class PassStudent(nn.Module):
             patch_loss = masked_patch_loss(
                 patches_NE, own.weight_v, own.weight_g, hidden.targets_NK, hidden.weights_N, student_temp=student_temp
             )
-        return torch.stack(losses), features_GBTD, global_bottlenecks, patch_loss
+        # A copy, because FSDP warns of views in what a module returns.
+        return torch.stack(losses), features_GBTD.clone(), global_bottlenecks, patch_loss

@@ -1,25 +1,38 @@
 """A checkpoint on disk: ``state.safetensors`` beside ``state.json``, whole or not at all.
 
 ``state.json`` is written last and holds the size and SHA-256 of the tensors' file, so a checkpoint that was cut short
-or edited is told at once. No pickle is ever read or written.
+or edited is told at once. No pickle is ever read or written. A state of which each worker holds pieces is in one file
+per worker (``sharded_files``); it is read like any other.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from passreid_ray.errors import UserError
 
-TENSORS_FILE = "state.safetensors"
+TENSORS_SUFFIX = ".safetensors"
+TENSORS_FILE = f"state{TENSORS_SUFFIX}"
 META_FILE = "state.json"
 FOLDER_PREFIX = "step_"
+FORMAT = 2
+
+
+class FileRecord(TypedDict):
+    """What tells a file from one that was cut short or edited."""
+
+    bytes: int
+    sha256: str
 
 
 def checkpoint_name(step: int) -> str:
@@ -29,31 +42,54 @@ def checkpoint_name(step: int) -> str:
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write ``tensors`` and JSON-able ``meta`` into ``folder``; raises ``UserError`` when it cannot be written."""
-    path = folder / TENSORS_FILE
-    # safetensors refuses tensors that share memory; clones of views are cheap beside the write.
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / META_FILE).unlink(missing_ok=True)  # no longer whole, until it is written anew
-        save_file(contiguous, path)
-        record = {"format": 1, "bytes": path.stat().st_size, "sha256": _sha256(path), **meta}
-        draft = folder / f"{META_FILE}.part"
-        draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        os.replace(draft, folder / META_FILE)
-    except (OSError, SafetensorError) as error:  # the second wraps a full disk
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{folder}: the checkpoint cannot be written: {reason}") from None
+    invalidate(folder)
+    write_meta(folder, {TENSORS_FILE: write_tensors(folder, TENSORS_FILE, tensors)}, meta)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, meta) of a checkpoint folder; raises ``UserError`` when it is missing, cut short or was edited."""
     meta = read_meta(folder)
-    path = folder / TENSORS_FILE
-    check_size(meta, path.stat().st_size if path.is_file() else 0, str(folder))
-    if _sha256(path) != meta["sha256"]:
+    files = [_load_tensors(folder, name, record) for name, record in meta["files"].items()]
+    tensors = {name: value for file in files for name, value in file.items()}
+    for name, dim in meta["sharded"].items():
+        tensors[name] = torch.cat([file[name] for file in files], dim=dim)
+    return tensors, meta
+
+
+def invalidate(folder: Path) -> None:
+    """Make ``folder``, or make the checkpoint in it one that is not whole, until it has been written anew."""
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / META_FILE).unlink(missing_ok=True)
+
+
+def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> FileRecord:
+    """Write the file ``name`` of a checkpoint and return what tells it from a damaged one."""
+    # safetensors refuses tensors that share memory; clones of views are cheap beside the write.
+    contiguous = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    with _told(folder):
+        save_file(contiguous, folder / name)
+        return FileRecord(bytes=(folder / name).stat().st_size, sha256=_sha256(folder / name))
+
+
+def write_meta(
+    folder: Path, files: Mapping[str, FileRecord], meta: Mapping[str, Any], sharded: Mapping[str, int] | None = None
+) -> None:
+    """Write the description that makes a checkpoint whole; ``sharded``: dimension along which files hold pieces."""
+    record = {"format": FORMAT, "files": dict(files), "sharded": dict(sharded or {}), **meta}
+    draft = folder / f"{META_FILE}.part"
+    with _told(folder):
+        draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        os.replace(draft, folder / META_FILE)
+
+
+def _load_tensors(folder: Path, name: str, record: FileRecord) -> dict[str, Tensor]:
+    path = folder / name
+    check_size(record, path.stat().st_size if path.is_file() else 0, str(path))
+    if _sha256(path) != record["sha256"]:
         raise UserError(f"{path}: damaged: its SHA-256 is not the one in {META_FILE}; {_advice(folder)}")
     try:
-        return load_file(path), meta
+        return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error}); {_advice(folder)}") from None
 
@@ -72,19 +108,24 @@ def parse_meta(content: bytes, folder: str) -> dict[str, Any]:
         meta = json.loads(content)
     except ValueError as error:
         raise UserError(f"{folder}/{META_FILE}: damaged: not valid JSON ({error}); {_advice(folder)}") from None
-    if not isinstance(meta, dict) or not {"format", "bytes", "sha256"} <= meta.keys():
+    if isinstance(meta, dict) and {"bytes", "sha256"} <= meta.keys():  # format 1: one file, not named
+        own = FileRecord(bytes=meta.pop("bytes"), sha256=meta.pop("sha256"))
+        meta |= {"format": FORMAT, "files": {TENSORS_FILE: own}, "sharded": {}}
+    if not isinstance(meta, dict) or not {"format", "files", "sharded"} <= meta.keys():
         raise UserError(
-            f"{folder}/{META_FILE}: damaged: keys 'format', 'bytes' and 'sha256' expected; {_advice(folder)}"
+            f"{folder}/{META_FILE}: damaged: keys 'format', 'files' and 'sharded' expected; {_advice(folder)}"
         )
+    # Names come from a file: none may lead out of the folder.
+    if any(not re.fullmatch(r"state[0-9a-z-]*\.safetensors", name) for name in meta["files"]):
+        raise UserError(f"{folder}/{META_FILE}: damaged: names of files expected such as {TENSORS_FILE}")
     return meta
 
 
-def check_size(meta: Mapping[str, Any], found: int, folder: str) -> None:
-    """Raise ``UserError`` when the tensors' file of a checkpoint does not have the size that ``meta`` tells."""
-    if found != meta["bytes"]:
-        raise UserError(
-            f"{folder}/{TENSORS_FILE}: cut short: expected {meta['bytes']} bytes, found {found}; {_advice(folder)}"
-        )
+def check_size(record: FileRecord, found: int, path: str) -> None:
+    """Raise ``UserError`` when the file at ``path`` does not have the size that its ``record`` tells."""
+    if found != record["bytes"]:
+        folder = path.rpartition("/")[0]
+        raise UserError(f"{path}: cut short: expected {record['bytes']} bytes, found {found}; {_advice(folder)}")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -114,6 +155,15 @@ def require_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Ten
                 f"{where}: {name} is {tuple(found[name].shape)}, expected {tuple(value.shape)}: "
                 "the checkpoint is of another model; use another run name"
             )
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the second wraps a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{folder}: the checkpoint cannot be written: {reason}") from None
 
 
 def _advice(folder: Path | str) -> str:

@@ -12,8 +12,6 @@ import ray.train
 import torch
 from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray.data.substitutes import BadImages
 from passreid_ray.errors import UserError
@@ -43,14 +41,6 @@ class WorkerContext:
         assert isinstance(device, torch.device)
         return cls(context.get_world_rank(), context.get_world_size(), device, board, checkpoints)
 
-    def share(self, module: nn.Module) -> nn.Module:
-        """``module`` with its gradients averaged over all workers in backward."""
-        if self.world_size == 1:
-            return module
-        # Buffers stay equal by themselves: whatever writes them gathers over all workers first. No device_ids: inputs
-        # are where they belong, and grids of patches belong on the CPU.
-        return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
-
     def resume(self, load: Callable[[Path], None]) -> bool:
         """Call ``load`` with the folder of the newest whole checkpoint, if there is one; whether there was."""
         names = self.checkpoints.names()
@@ -58,16 +48,20 @@ class WorkerContext:
             self.checkpoints.read(names[-1], load)
         return bool(names)
 
-    def report(self, step: int, save: Callable[[Path], None], keep: int | None) -> None:
+    def report(self, step: int, save: Callable[[Path], None], keep: int | None, *, together: bool = False) -> None:
         """Save a checkpoint of ``step`` (rank 0 writes it with ``save``) and keep the newest ``keep``.
 
-        Every worker must call this; Ray Train makes them wait for each other.
+        ``together``: every worker has pieces of the state, which its ``save`` writes. Every worker must call this; Ray
+        Train makes them wait for each other.
         """
         checkpoint = None
         if self.rank == 0:
             self._wait_for_reader()
-            filesystem, path = self.checkpoints.location(self.checkpoints.write(step, save))
-            checkpoint = ray.train.Checkpoint(path, filesystem)
+        if self.rank == 0 or together:
+            name = self.checkpoints.write(step, save, together=together)
+            if self.rank == 0:
+                filesystem, path = self.checkpoints.location(name)
+                checkpoint = ray.train.Checkpoint(path, filesystem)
         ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
         if self.rank == 0:
             self.checkpoints.prune(keep)

@@ -7,6 +7,7 @@ from passreid_ray.models.part_vit import Stem
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import Views
+from passreid_ray.train.sharing import Strategy
 
 NUM_PROTOTYPES = 32
 RATES = PassRates(lr=1e-3, weight_decay=0.05, teacher_momentum=0.99, teacher_temp=0.05, is_last_layer_frozen=False)
@@ -19,6 +20,7 @@ def tiny_state(
     dtype: torch.dtype = torch.float64,
     head_batch_norm: bool = False,
     patch_prototypes: int | None = None,
+    strategy: Strategy = "copies",
 ) -> PassState:
     """Student and teacher of two blocks and width 24, the same on every call and rank."""
     torch.manual_seed(0)
@@ -30,7 +32,9 @@ def tiny_state(
         build_pass_model(model, head, (64, 32), 3, patch_prototypes=patch_prototypes, is_teacher=own)
         for own in (False, True)
     )
-    return new_state(student.to(dtype), teacher.to(dtype), NUM_PROTOTYPES, torch.device("cpu"), fp16=False)
+    return new_state(
+        student.to(dtype), teacher.to(dtype), NUM_PROTOTYPES, torch.device("cpu"), fp16=False, strategy=strategy
+    )
 
 
 def random_views(batch: int, seed: int, dtype: torch.dtype = torch.float64) -> Views:

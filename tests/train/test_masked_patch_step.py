@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
 from passreid_ray.errors import UserError
@@ -18,6 +17,7 @@ from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.patch_masks import MaskedPatchConfig, draw_patch_masks
 from passreid_ray.train.precision import Precision
+from passreid_ray.train.sharing import Strategy, average_gradients
 from tests.ranks import run_on_ranks
 from tests.reference.literal_masked_patches import literal_masked_patch_loss
 from tests.train.pass_fixtures import RATES, random_views, rank_slice, tiny_state
@@ -42,19 +42,19 @@ class Variant:
 
     settings: StepSettings = ON
     stem: Stem = "patch"
+    strategy: Strategy = "copies"
 
     def train(self, steps: int) -> Run:
         """Losses and state after some steps of a global batch of 8, by as many workers as there are ranks."""
-        state = patch_state(stem=self.stem)
+        state = patch_state(stem=self.stem, strategy=self.strategy)
         rank, world_size = distributed.rank(), distributed.world_size()
-        if world_size > 1:
-            state.forward = DistributedDataParallel(state.forward, forward_sync_buffers=False)
+        state.forward = average_gradients(state.forward)
         losses = []
         for step in range(steps):
             views = rank_slice(random_views(8, seed=step), rank, world_size)
             metrics = train_step(state, views, RATES, self.settings, diagnose=step == 0)
             losses.append([float(value) for name, value in metrics.items() if "loss" in name or "patches" in name])
-        return losses, {name: value.detach().numpy() for name, value in state.tensors().items()}
+        return losses, {name: distributed.gathered(value).detach().numpy() for name, value in state.tensors().items()}
 
 
 def _assert_equal(variant: Variant, losses: list[list[float]], expected: dict[str, np.ndarray]) -> None:
@@ -76,6 +76,7 @@ VARIANTS = {
     "no mask on a worker, sinkhorn": Variant(replace(FEW, centering="sinkhorn")),
     "micro-batches": Variant(replace(FEW, num_micro_batches=2)),
     "ics": Variant(stem="ics"),
+    "sharded prototypes": Variant(strategy="sharded_prototypes"),
 }
 
 

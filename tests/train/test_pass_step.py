@@ -2,11 +2,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from passreid_ray import distributed
 from passreid_ray.losses import centered_targets, distillation_diagnostics
@@ -14,10 +14,12 @@ from passreid_ray.models import PartViT, PrototypeHead
 from passreid_ray.models.part_vit import Stem
 from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.ema import Centering
+from passreid_ray.train.optimizer import clip_gradients
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.precision import Precision
+from passreid_ray.train.sharing import Strategy, average_gradients
 from passreid_ray.views import PixelStatistics, normalize
 from tests.ranks import run_on_ranks
 from tests.train.pass_fixtures import RATES, random_views, rank_slice, tiny_state
@@ -68,15 +70,13 @@ def golden_rates(step: str) -> PassRates:
 def test_two_steps_of_the_reference_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
     state = golden_state()
     grads: dict[str, torch.Tensor] = {}
-    original = torch.nn.utils.clip_grad_norm_
 
-    def remember_then_clip(parameter: torch.Tensor, max_norm: float) -> torch.Tensor:
-        name = next(name for name, own in state.student.named_parameters() if own is parameter)
-        if parameter.grad is not None:
-            grads[name] = parameter.grad.clone()
-        return original(parameter, max_norm)
+    def remember_then_clip(*arguments: Any) -> None:
+        named = state.student.named_parameters()
+        grads.update({name: own.grad.clone() for name, own in named if own.grad is not None})
+        clip_gradients(*arguments)
 
-    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", remember_then_clip)
+    monkeypatch.setattr("passreid_ray.train.pass_step.clip_gradients", remember_then_clip)
     for step in STEPS:
         grads.clear()
         settings = StepSettings(clip_norm=float(GOLDEN[f"{step}/clip"]))
@@ -115,6 +115,7 @@ def test_the_reference_decays_and_exempts_the_same_parameters() -> None:
 
 
 PLAIN = StepSettings()
+BALANCED_IN_PARTS = StepSettings(centering="sinkhorn", clip="global", clip_norm=0.1, num_micro_batches=2)
 
 
 @dataclass(frozen=True)
@@ -125,18 +126,20 @@ class Variant:
     stem: Stem = "patch"
     head_batch_norm: bool = False
     settings: StepSettings = PLAIN
+    strategy: Strategy = "copies"
 
     def train(self, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
         """Losses and state after some steps of a global batch of 8, by as many workers as there are ranks."""
-        state = tiny_state(stem=self.stem, dtype=self.dtype, head_batch_norm=self.head_batch_norm)
+        state = tiny_state(
+            stem=self.stem, dtype=self.dtype, head_batch_norm=self.head_batch_norm, strategy=self.strategy
+        )
         rank, world_size = distributed.rank(), distributed.world_size()
-        if world_size > 1:
-            state.forward = DistributedDataParallel(state.forward, forward_sync_buffers=False)
+        state.forward = average_gradients(state.forward)
         losses = []
         for step in range(steps):
             views = rank_slice(random_views(8, seed=step, dtype=self.dtype), rank, world_size)
             losses.append(float(train_step(state, views, RATES, self.settings)["loss"]))
-        return losses, {name: value.detach().numpy() for name, value in state.tensors().items()}
+        return losses, {name: distributed.gathered(value).detach().numpy() for name, value in state.tensors().items()}
 
 
 def _assert_equal_to_one_worker(
@@ -159,8 +162,19 @@ def _assert_equal_to_one_worker(
         (Variant(stem="ics"), 1e-9),
         (Variant(head_batch_norm=True, settings=StepSettings(centering="sinkhorn", koleo_weight=0.1)), 1e-9),
         (Variant(dtype=torch.float32), 1e-5),
+        (Variant(strategy="sharded_prototypes"), 1e-9),
+        (Variant(strategy="fsdp", stem="ics"), 1e-9),
+        (Variant(strategy="fsdp", settings=BALANCED_IN_PARTS), 1e-9),
     ],
-    ids=["float64", "float64-ics-stem", "float64-sinkhorn-koleo-head-batch-norm", "float32"],
+    ids=[
+        "float64",
+        "float64-ics-stem",
+        "float64-sinkhorn-koleo-head-batch-norm",
+        "float32",
+        "float64-sharded-prototypes",
+        "float64-fsdp-ics-stem",
+        "float64-fsdp-sinkhorn-global-clip-micro-batches",
+    ],
 )
 def test_two_workers_equal_one_with_the_doubled_batch_over_20_steps(variant: Variant, tolerance: float) -> None:
     losses, tensors = variant.train(steps=20)
@@ -194,7 +208,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stem: Stem) ->
 
 def _assert_all_refuse_when_one_is_not_finite() -> None:
     state = tiny_state()
-    state.forward = DistributedDataParallel(state.forward, forward_sync_buffers=False)
+    state.forward = average_gradients(state.forward)
     before = {name: value.clone() for name, value in state.tensors().items()}
     views = random_views(2, seed=distributed.rank())
     if distributed.rank() == 1:

@@ -45,6 +45,24 @@ def test_a_damaged_description_is_told(tmp_path: Path, content: str, message: st
         read_meta(tmp_path)
 
 
+def test_a_description_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    files = {"../state.safetensors": {"bytes": 1, "sha256": ""}}
+    (tmp_path / "state.json").write_text(json.dumps({"format": 2, "files": files, "sharded": {}}))
+    with pytest.raises(UserError, match=r"names of files expected such as state\.safetensors"):
+        read_meta(tmp_path)
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS, {"step": 7})
+    meta = json.loads((tmp_path / "state.json").read_text())
+    (own,) = meta.pop("files").values()
+    del meta["sharded"]
+    (tmp_path / "state.json").write_text(json.dumps({**meta, **own, "format": 1}))
+    tensors, meta = load_state(tmp_path)
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    assert meta["step"] == 7
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

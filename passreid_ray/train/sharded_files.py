@@ -1,0 +1,53 @@
+"""A checkpoint of a state of which each rank holds pieces: every rank writes its own file, none sees the whole.
+
+It loads on any number of ranks: pieces are equal or nearly equal shares in rank order, so a file needs no more than
+the dimension along which its tensors are joined.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from passreid_ray.distributed import all_gather, barrier, rank, world_size
+from passreid_ray.train.state_files import TENSORS_SUFFIX, FileRecord, invalidate, write_meta, write_tensors
+
+
+def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write ``tensors``, some of them sharded, and JSON-able ``meta``; every rank must call it with its own pieces.
+
+    Rank 0 writes what is whole and, when all are done, the description. ``load_state`` reads it. Raises ``UserError``
+    when it cannot be written.
+    """
+    sharded = {name: own for name, own in tensors.items() if isinstance(own, DTensor)}
+    own_pieces: dict[str, Tensor] = {name: own.to_local() for name, own in sharded.items()}
+    if rank() == 0:
+        invalidate(folder)
+        own_pieces |= {name: own for name, own in tensors.items() if name not in sharded}
+    barrier()  # the folder is there
+    record = write_tensors(folder, _file_name(rank()), own_pieces)
+    records = _of_all_ranks(record, next(iter(tensors.values())).device)
+    if rank() == 0:
+        files = {_file_name(index): own for index, own in enumerate(records)}
+        write_meta(folder, files, meta, {name: _dimension(own) for name, own in sharded.items()})
+    barrier()  # the checkpoint is whole
+
+
+def _file_name(rank: int) -> str:
+    return f"state-{rank:05d}-of-{world_size():05d}{TENSORS_SUFFIX}"
+
+
+def _dimension(tensor: DTensor) -> int:
+    (placement,) = tensor.placements
+    assert isinstance(placement, Shard)
+    return placement.dim
+
+
+def _of_all_ranks(record: FileRecord, device: torch.device) -> list[FileRecord]:
+    """The records of all ranks. As numbers: objects would be sent as pickles."""
+    digest = [record["bytes"], *bytes.fromhex(record["sha256"])]
+    rows = all_gather(torch.tensor([digest], dtype=torch.int64, device=device)).tolist()
+    return [FileRecord(bytes=size, sha256=bytes(digest).hex()) for size, *digest in rows]
