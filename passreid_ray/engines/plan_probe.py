@@ -168,7 +168,7 @@ def state_bytes(state: PassState) -> dict[str, int]:
         "parameter_bytes": tensor_bytes([*student.parameters(), *student.buffers()]),
         "gradient_bytes": tensor_bytes(own for own in student.parameters() if own.requires_grad),
         "optimizer_bytes": tensor_bytes(optimizer),
-        "teacher_bytes": tensor_bytes([*teacher.parameters(), *teacher.buffers(), state.centers_TK]),
+        "teacher_bytes": tensor_bytes([*teacher.parameters(), *teacher.buffers(), *state.centers()]),
     }
 
 

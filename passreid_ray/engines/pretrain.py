@@ -35,6 +35,7 @@ from passreid_ray.losses import collapse
 from passreid_ray.models import load_backbone
 from passreid_ray.models.config import HeadConfig, ModelConfig, build_pass_model
 from passreid_ray.models.part_vit import PartViT
+from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.compiled import Compile, TrunkCall, compile_blocks
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.meter import Meter
@@ -42,6 +43,7 @@ from passreid_ray.train.optimizer import OptimizerConfig
 from passreid_ray.train.pass_rates import PassRates, PassSchedule
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
+from passreid_ray.train.patch_masks import MaskedPatchConfig
 from passreid_ray.train.precision import Precision
 from passreid_ray.train.sharded_files import save_pieces
 from passreid_ray.train.sharing import SharingConfig, average_gradients, check_sharing
@@ -66,7 +68,7 @@ class PretrainConfig(Section):
 
     run: RunConfig = RunConfig()
     seed: int = Field(default=0, ge=0)
-    """Decides views, order, initial weights and stochastic depth."""
+    """Decides views, order, initial weights, stochastic depth and masks."""
     epochs: int = Field(default=100, ge=1)
     """Passes over the data."""
     batch_size: int = Field(default=64, ge=1)
@@ -84,6 +86,7 @@ class PretrainConfig(Section):
     """Temperature of the student."""
     koleo_weight: float = Field(default=0.0, ge=0)
     """Weight of the KoLeo loss, which spreads the student's CLS features (DINOv2); PASS has none."""
+    masked_patch: MaskedPatchConfig = MaskedPatchConfig()
     log_every_steps: int = Field(default=10, ge=1)
     """Steps between records in metrics.jsonl and TensorBoard."""
     max_refused_in_a_row: int = Field(default=20, ge=1)
@@ -121,7 +124,7 @@ class PretrainConfig(Section):
 
 
 # Settings that decide what the steps so far have done to the weights' shapes and to the order of the data.
-MUST_AGREE = ("seed", "batch_size", "order.", "views.", "model.", "head.")
+MUST_AGREE = ("seed", "batch_size", "order.", "views.", "model.", "head.", "masked_patch.")
 
 
 def run(config: PretrainConfig, console: Console | None = None) -> Path:
@@ -170,8 +173,15 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 def check_model(config: PretrainConfig) -> None:
     """Build a student with its first weights: what cannot be built, shared or loaded is told before Ray starts."""
     num_workers = config.workers.num_workers
-    check_sharing(config.sharing.strategy, config.head.num_prototypes, num_workers, config.precision)
-    student = build_pass_model(config.model, config.head, config.views.global_size_px, config.views.num_parts)
+    hides_patches = config.masked_patch.weight > 0
+    check_sharing(
+        config.sharing.strategy,
+        config.head.num_prototypes,
+        num_workers,
+        config.precision,
+        hides_patches=hides_patches,
+    )
+    student = build_network(config)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
     check_compile(config)
     warm_start(student, config.warm_start)
@@ -192,6 +202,18 @@ def check_compile(config: PretrainConfig) -> None:
     if config.checkpoint_activations:
         # pytorch issue 154306: memory that is freed while a graph is recorded is still in use when it is replayed.
         raise UserError('compile: "cuda_graphs" does not go with checkpoint_activations=true; take "blocks"')
+
+
+def build_network(config: PretrainConfig, *, is_teacher: bool = False) -> PassModel:
+    """A randomly initialised student or teacher of this run."""
+    return build_pass_model(
+        config.model,
+        config.head,
+        config.views.global_size_px,
+        config.views.num_parts,
+        patch_prototypes=config.masked_patch.head_prototypes,
+        is_teacher=is_teacher,
+    )
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
@@ -243,9 +265,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
 def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
     """The state before the first step, the same on every worker, and the settings of all steps."""
     torch.manual_seed(config.seed)
-    size_px, num_parts = config.views.global_size_px, config.views.num_parts
-    student = build_pass_model(config.model, config.head, size_px, num_parts)
-    teacher = build_pass_model(config.model, config.head, size_px, num_parts, is_teacher=True)
+    student, teacher = build_network(config), build_network(config, is_teacher=True)
     # A run that continues brings its own weights, but must know how long its heads were to learn alone.
     head_warmup_epochs, loaded = warm_start(student, config.warm_start)
     if loaded and worker.rank == 0:
@@ -254,6 +274,7 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
         student_temp=config.student_temp,
         centering=config.teacher.centering,
         koleo_weight=config.koleo_weight,
+        masked_patch=config.masked_patch,
         center_momentum=config.teacher.center_momentum,
         clip_norm=config.optimizer.clip_norm,
         clip=config.optimizer.clip,

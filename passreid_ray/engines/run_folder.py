@@ -110,7 +110,7 @@ def _check_continues(run: RunConfig, config: Section, must_agree: tuple[str, ...
         if not {"config", "fingerprint"} <= meta.keys():
             raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
         check_same_data(meta, fingerprint, str(run.folder))
-        _check_agreement(run, meta["config"], config.model_dump(mode="json"), must_agree)
+        _check_agreement(run, meta["config"], config, must_agree)
 
 
 def _set_snapshot_aside(run: RunConfig) -> None:
@@ -133,8 +133,11 @@ def _check_storage(run: RunConfig) -> None:
         raise UserError(f"run.storage: {shown(run.storage)} cannot be used: {reason(error)}") from None
 
 
-def _check_agreement(run: RunConfig, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]) -> None:
-    old_flat, new_flat = _flatten(old), _flatten(new)
+def _check_agreement(run: RunConfig, old: dict[str, Any], config: Section, keys: tuple[str, ...]) -> None:
+    old_flat, new_flat = _flatten(old), _flatten(config.model_dump(mode="json"))
+    # A run may be older than a setting: it was made as the setting's default says.
+    defaults = _flatten(type(config).model_construct().model_dump(mode="json"))
+    old_flat |= {key: defaults[key] for key in new_flat.keys() - old_flat.keys() if key in defaults}
     for key in sorted(old_flat.keys() | new_flat.keys()):
         if key.startswith(keys) and old_flat.get(key) != new_flat.get(key):
             raise UserError(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from passreid_ray.config import Section, UserPath
 from passreid_ray.errors import UserError
@@ -58,38 +59,50 @@ def warm_start(model: PassModel, config: WarmStartConfig) -> tuple[float, str | 
     if config.checkpoint is None:
         return 0.0, None
     try:
-        backbone, head = read_teacher(config.checkpoint)
+        backbone, head, patches = read_teacher(config.checkpoint)
         report = load_backbone(model.backbone, backbone)
     except UserError as error:
         reason = str(error).removeprefix("checkpoint: ").removeprefix(f"{config.checkpoint}: ")
         raise UserError(f"warm_start.checkpoint: {config.checkpoint}: {reason}") from None
     has_heads = _load_fitting_heads(model, head)
     heads = "heads loaded" if has_heads else "heads start at random"
+    if model.patches is not None and not _load_if_same(model.patches, patches):
+        has_heads, heads = False, f"{heads}; the patch head starts at random"
     return _warmup(config, has_heads=has_heads), f"{config.checkpoint}: {report}; {heads}"
 
 
-def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(backbone, heads) of the teacher in a checkpoint of this project or a public file; heads may be empty."""
+def read_teacher(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(backbone, heads, patch head) of the teacher in a checkpoint of this project or a public file.
+
+    Heads may be empty; public files have no patch head.
+    """
     if path.is_dir():
         tensors, _ = load_state(find_checkpoint(path))
-        return tensors_below(tensors, "teacher.backbone."), tensors_below(tensors, "teacher.head.")
+        backbone, head, patches = (tensors_below(tensors, f"teacher.{own}.") for own in ("backbone", "head", "patches"))
+        return backbone, head, patches
     content = read_state(path)
     if {"student", "teacher", "dino_loss"} <= content.keys():
         pieces = read_pretrain_checkpoint(content)
-        return pieces.teacher_backbone, pieces.teacher_head
-    return dict(content), {}
+        return pieces.teacher_backbone, pieces.teacher_head, {}
+    return dict(content), {}, {}
 
 
 def _load_fitting_heads(model: PassModel, state: dict[str, torch.Tensor]) -> bool:
-    own = model.head.state_dict()
-    if own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own):
-        model.head.load_state_dict(state)
+    if _load_if_same(model.head, state):
         return True
     try:
         load_heads(model.head, state)
     except UserError:
         return False  # other sizes or none: the heads learn anew
     return True
+
+
+def _load_if_same(module: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    own = module.state_dict()
+    is_same = own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own)
+    if is_same:
+        module.load_state_dict(state)
+    return is_same
 
 
 def _warmup(config: WarmStartConfig, *, has_heads: bool) -> float:

@@ -11,6 +11,7 @@ from passreid_ray.losses.cosface import cosface_loss
 from passreid_ray.losses.diagnostics import DistillationDiagnostics, collapse, distillation_diagnostics, feature_spread
 from passreid_ray.losses.identity import identity_loss
 from passreid_ray.losses.koleo import koleo_loss
+from passreid_ray.losses.masked_patches import masked_patch_entropy, masked_patch_loss
 from passreid_ray.losses.mined_triplets import ranking_loss
 from passreid_ray.losses.part_distillation import mean_over_pairs, part_distillation_loss, part_distillation_terms
 from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
@@ -40,6 +41,8 @@ __all__ = [
     "feature_spread",
     "identity_loss",
     "koleo_loss",
+    "masked_patch_entropy",
+    "masked_patch_loss",
     "mean_over_pairs",
     "part_distillation_loss",
     "part_distillation_terms",

@@ -48,7 +48,30 @@ def prototype_cross_entropy(
         RuntimeError: in a second backward.
     """
     _check(features_VBD, weight_v_KD, weight_g_K1, targets_GBK, chunk_rows)
-    arguments = features_VBD, weight_v_KD, weight_g_K1, targets_GBK.detach(), student_temp, chunk_rows
+    num_views, batch = features_VBD.shape[:2]
+    targets = targets_of_views(targets_GBK.detach(), num_views)
+    num_terms = (num_views - 1) * len(targets_GBK) * batch
+    return cross_entropy_of_rows(
+        features_VBD, weight_v_KD, weight_g_K1, targets, None, num_terms, student_temp, chunk_rows
+    )
+
+
+def cross_entropy_of_rows(
+    features_VBD: Tensor,
+    weight_v_KD: Tensor,
+    weight_g_K1: Tensor | None,
+    targets: Sequence[Tensor],
+    weights_M: Tensor | None,
+    num_terms: float | Tensor,
+    student_temp: float,
+    chunk_rows: int,
+) -> Tensor:
+    """Sum of the cross-entropies of V * B = M > 0 rows with their own targets, over ``num_terms``; a scalar.
+
+    ``targets``: V tensors ``(B, K)``; ``weights_M``, when given, is what each row's cross-entropy is multiplied by, and
+    should be about 1 for float16's sake. What ``prototype_cross_entropy`` says of values and gradients holds here.
+    """
+    arguments = features_VBD, weight_v_KD, weight_g_K1, targets, weights_M, num_terms, student_temp, chunk_rows
     if torch.is_grad_enabled() and any(own is not None and own.requires_grad for own in arguments[:3]):
         return cast(Tensor, _PrototypeCrossEntropy.apply(*arguments))
     with torch.no_grad():
@@ -62,11 +85,13 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         features_VBD: Tensor,
         weight_v_KD: Tensor,
         weight_g_K1: Tensor | None,
-        targets_GBK: Tensor,
+        targets: Sequence[Tensor],
+        weights_M: Tensor | None,
+        num_terms: float | Tensor,
         student_temp: float,
         chunk_rows: int,
     ) -> Tensor:
-        arguments = features_VBD, weight_v_KD, weight_g_K1, targets_GBK, student_temp, chunk_rows
+        arguments = features_VBD, weight_v_KD, weight_g_K1, targets, weights_M, num_terms, student_temp, chunk_rows
         wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         found = _loss_and_products(*arguments, wanted)
         ctx.save_for_backward(weight_v_KD, weight_g_K1)
@@ -86,9 +111,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         if found.features_VBD is not None:
             d_features_VBD = found.features_VBD.mul_(unit).to(found.features_dtype)
         if found.weights_KD is None:
-            return d_features_VBD, None, None, None, None, None
+            return d_features_VBD, *[None] * 7
         d_weight_v_KD, d_weight_g_K1 = _weight_gradients(found.weights_KD, *saved, found.length_K1, unit)
-        return d_features_VBD, d_weight_v_KD, d_weight_g_K1, None, None, None
+        return d_features_VBD, d_weight_v_KD, d_weight_g_K1, *[None] * 5
 
 
 class _Products(NamedTuple):
@@ -101,7 +126,7 @@ class _Products(NamedTuple):
     """Gradient of the prototypes, before their normalisation, in ``unit``; None where it is not wanted."""
     length_K1: Tensor
     """``|weight_v|``."""
-    unit: float
+    unit: float | Tensor
     features_dtype: torch.dtype
 
 
@@ -109,14 +134,13 @@ def _loss_and_products(
     features_VBD: Tensor,
     weight_v_KD: Tensor,
     weight_g_K1: Tensor | None,
-    targets_GBK: Tensor,
+    targets: Sequence[Tensor],
+    weights_M: Tensor | None,
+    num_terms: float | Tensor,
     student_temp: float,
     chunk_rows: int,
     wanted: Sequence[bool],
 ) -> _Products:
-    num_views, batch = features_VBD.shape[:2]
-    targets = targets_of_views(targets_GBK, num_views)
-    num_terms = (num_views - 1) * len(targets_GBK) * batch
     rows_MD = in_matmul_dtype(features_VBD.flatten(0, 1))
     # One chunk uses a block twice: casting it twice while it is in cache costs less than a copy of all prototypes.
     is_cast_once = len(rows_MD) > chunk_rows or rows_MD.device.type != "cpu"
@@ -130,11 +154,13 @@ def _loss_and_products(
         buffer_RK = weight_v_KD.new_empty(min(chunk_rows, len(rows_MD)), len(weights_KD))
         loss = buffer_RK.new_zeros(())
         for first, rows_RD in zip(range(0, len(rows_MD), chunk_rows), rows_MD.split(chunk_rows), strict=True):
-            logits_RK = buffer_RK[: len(rows_RD)]
+            logits_RK, row = buffer_RK[: len(rows_RD)], first
             for own in _prototype_blocks(weight_v_KD):
                 weights_SD = weights_KD[own].to(rows_RD.dtype)
                 torch.mul(product_with_transposed(rows_RD, weights_SD), sharp_K[own], out=logits_RK[:, own])
             for logits_NK, targets_NK in row_blocks(logits_RK, targets, first):
+                if weights_M is not None:
+                    targets_NK, row = targets_NK * weights_M[row : row + len(targets_NK), None], row + len(targets_NK)
                 loss += _block_loss(logits_NK, targets_NK, become_gradients=any(wanted))
             for own in _prototype_blocks(weight_v_KD):
                 d_logits_RS = logits_RK[:, own]

@@ -39,7 +39,7 @@ def sinkhorn_targets(teacher: Sequence[Tensor], teacher_temp: float) -> list[Ten
 
     Three rounds of Sinkhorn-Knopp on the sharpened logits: prototypes to equal mass, then images to mass 1. It needs
     no center and acts from the first step on. SwAV (arXiv:2006.09882, section 3.1); DINOv2 (arXiv:2304.07193).
-    Every rank must call this with as many images.
+    Every rank must call this; they may have different numbers of images, none too.
     """
     return [_sinkhorn(F.softmax(at_least_float32(logits_GBK) / teacher_temp, dim=-1)) for logits_GBK in teacher]
 
@@ -47,6 +47,7 @@ def sinkhorn_targets(teacher: Sequence[Tensor], teacher_temp: float) -> list[Ten
 def _sinkhorn(mass_GBK: Tensor) -> Tensor:
     """The targets, in the memory of ``mass_GBK``."""
     # The softmax has made rows sum to 1: Sinkhorn-Knopp does not depend on the scale of a row, and nothing overflows.
+    # That also makes the number of images a guess that need not be right: where ranks differ, it scales rows only.
     num_images = mass_GBK.shape[0] * mass_GBK.shape[1] * world_size()
     for _ in range(SINKHORN_ITERATIONS):
         used_K = all_reduce_sum(mass_GBK.sum(dim=(0, 1)))

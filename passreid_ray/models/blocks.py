@@ -3,7 +3,8 @@
 A module that is called, not a function of one: what shards or compiles block by block hooks into the call.
 """
 
-# Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, H heads, E width of one, D width.
+# Shape letters: B images, R images that keep a branch, N tokens, Q tokens that ask, M tokens of any images, H heads,
+# E width of one, D width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ class BranchDraws:
         # Of tensors: a compiled block would be compiled again for every block's own rate.
         object.__setattr__(self, "scales_2B", self.is_kept_2B.double() / (1 - self.rate))
 
+    def of_images(self, images_M: Tensor) -> "BranchDraws":
+        """The draws of the images with these numbers, which may come several times."""
+        return BranchDraws(self.is_kept_2B[:, images_M], self.rate)
+
 
 class PartBlock(Block):
     """timm's pre-norm block, with another forward."""
@@ -47,9 +52,12 @@ class PartBlock(Block):
         draws: BranchDraws | None = None,
         *,
         num_out: int | None = None,
+        out_M: Tensor | None = None,
         visible_B11N: Tensor | None = None,
     ) -> Tensor:
         """The first ``num_out`` tokens out of the block, ``(B, num_out, D)``; none: all.
+
+        Or, without ``num_out``, the tokens ``out_M`` of any images, ``(M, D)``: numbers counted over all images.
 
         Equals timm's ``Block.forward`` with the draws of its DropPath passed in. ``visible_B11N``: tokens that
         attention may read. What does not reach the result is left out: queries and MLP of the other tokens, and on a
@@ -64,7 +72,12 @@ class PartBlock(Block):
             return self.ls2(self.mlp(self.norm2(tokens_RND)))
 
         tokens_BND = _with_branch(tokens_BND, attention, draws, 0, num_out)
-        return _with_branch(tokens_BND, mlp, draws, 1, num_out)
+        if out_M is None:
+            return _with_branch(tokens_BND, mlp, draws, 1, num_out)
+        # Nothing mixes tokens from here on, so each may be an image of its own.
+        own_draws = None if draws is None else draws.of_images(out_M // tokens_BND.shape[1])
+        chosen_M1D = tokens_BND.flatten(0, 1).index_select(0, out_M)[:, None]
+        return _with_branch(chosen_M1D, mlp, own_draws, 1, None)[:, 0]
 
 
 def _with_branch(

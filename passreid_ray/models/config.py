@@ -7,6 +7,7 @@ from pydantic import Field
 from passreid_ray.config import Section
 from passreid_ray.models.part_vit import PartViT, Stem
 from passreid_ray.models.pass_model import PassModel
+from passreid_ray.models.patch_head import PatchHead
 from passreid_ray.models.prototype_head import PrototypeHead
 from passreid_ray.models.reid_model import Neck, NeckFusion, ReidModel
 
@@ -81,6 +82,14 @@ class HeadConfig(Section):
             batch_norm=self.batch_norm,
         )
 
+    def build_for_patches(self, in_dim: int, num_prototypes: int) -> PatchHead:
+        """A randomly initialised head of these sizes, but with ``num_prototypes``, for patches of width ``in_dim``.
+
+        It has no batch norm: a worker may have no masked patch, and a micro-batch of all workers too.
+        """
+        sizes = self.model_copy(update={"num_prototypes": num_prototypes, "batch_norm": False})
+        return PatchHead(in_dim, sizes.build(in_dim, 1))
+
 
 class NeckConfig(Section):
     """How the tokens of an image become the feature that is tuned."""
@@ -96,8 +105,16 @@ class NeckConfig(Section):
 
 
 def build_pass_model(
-    model: ModelConfig, head: HeadConfig, image_size: tuple[int, int], num_parts: int, *, is_teacher: bool = False
+    model: ModelConfig,
+    head: HeadConfig,
+    image_size: tuple[int, int],
+    num_parts: int,
+    *,
+    patch_prototypes: int | None = None,
+    is_teacher: bool = False,
 ) -> PassModel:
-    """A student, or a teacher: the same without stochastic depth."""
+    """A student, or a teacher: the same without stochastic depth. With ``patch_prototypes`` it has a patch head."""
     backbone = model.build(image_size, num_parts, drop_path=0.0 if is_teacher else None)
-    return PassModel(backbone, head.build(backbone.width, 1 + num_parts))
+    heads = head.build(backbone.width, 1 + num_parts)
+    patches = None if patch_prototypes is None else head.build_for_patches(backbone.width, patch_prototypes)
+    return PassModel(backbone, heads, patches)

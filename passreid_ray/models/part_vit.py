@@ -25,6 +25,9 @@ from passreid_ray.models.patch_grids import checked_grids, positions_on_canvas, 
 from passreid_ray.models.positions import Grid, resize_positions, resize_positions_as_reference
 from passreid_ray.models.trunk import build_trunk
 
+# Shape letters: B images, N tokens or patches of an image, T prefix tokens, M chosen patches of any images, D width,
+# C,H,W image.
+
 Stem = Literal["patch", "ics"]
 
 
@@ -112,8 +115,10 @@ class PartViT(nn.Module):
         *,
         drop_path_noise: Tensor | None = None,
         grids_B2: Tensor | None = None,
+        patches_M: Tensor | None = None,
+        mask_token_1D: Tensor | None = None,
     ) -> Tensor:
-        """Normalised prefix tokens of the last block.
+        """Normalised prefix tokens of the last block, and the patches that are asked for.
 
         Args:
             images_BCHW: global views, or local views when ``part_B`` is given; H and W multiples of the patch.
@@ -125,35 +130,54 @@ class PartViT(nn.Module):
                 b is then its top left ``rows * patch`` x ``columns * patch`` pixels and nothing else: it has the
                 positions of its own grid, and no token sees the padding, whatever it holds. Local views may have grids
                 too. Best on the CPU, where it is read: a tensor on a GPU makes every forward wait for it.
+            patches_M: patches to return too: their numbers, counted row by row over all images. Not with grids.
+            mask_token_1D: what stands in the place of ``patches_M`` in the input, before positions are added: their
+                pixels are not read. iBOT (arXiv:2111.07832).
 
         Returns:
-            ``(B, 1 + P, D)`` tokens, CLS first; with ``part_B`` ``(B, 2, D)``: CLS and the token of that part.
+            ``(B, 1 + P, D)`` tokens, CLS first; with ``part_B`` ``(B, 2, D)``: CLS and the token of that part. With
+            ``patches_M`` ``(B * T + M, D)``: these tokens image by image, then the patches.
 
         Raises:
-            UserError: a size, part, noise or grid that does not fit; or grids with the convolutional stem, whose
-                convolutions and norms would mix padding into the image.
+            UserError: a size, part, noise or grid that does not fit; grids with the convolutional stem, whose
+                convolutions and norms would mix padding into the image; or grids with patches.
         """
+        if grids_B2 is not None and patches_M is not None:
+            raise UserError(
+                "patches_M: patches of images in grids of their own cannot be asked for; leave out grids_B2"
+            )
+        out_M = None
         if grids_B2 is None:
-            tokens_BND, visible_B11N = self._tokens(images_BCHW, part_B), None
+            hidden_M = None if mask_token_1D is None else patches_M
+            tokens_BND, visible_B11N = self._tokens(images_BCHW, part_B, hidden_M, mask_token_1D), None
+            if patches_M is not None:
+                out_M = _numbers_of_tokens(tokens_BND, patches_M, self.num_tokens if part_B is None else 2)
         else:
             tokens_BND, visible_B11N = self._tokens_of_grids(images_BCHW, part_B, grids_B2)
         noise_L2B = self._drop_path_noise(tokens_BND, drop_path_noise)
         num_out = self.num_tokens if part_B is None else 2
-        return self.norm(self.run_blocks(tokens_BND, noise_L2B, num_out, visible_B11N))
+        return self.norm(self.run_blocks(tokens_BND, noise_L2B, num_out, visible_B11N, out_M))
 
     def run_blocks(
-        self, tokens_BND: Tensor, noise_L2B: Tensor | None, num_out: int, visible_B11N: Tensor | None = None
+        self,
+        tokens_BND: Tensor,
+        noise_L2B: Tensor | None,
+        num_out: int,
+        visible_B11N: Tensor | None = None,
+        out_M: Tensor | None = None,
     ) -> Tensor:
         """The first ``num_out`` tokens out of the last block, not normalised, ``(B, num_out, D)``.
 
         ``noise_L2B``: as ``drop_path_noise`` of ``forward``; none: nothing is dropped. ``visible_B11N``: tokens that
-        attention may read.
+        attention may read. ``out_M``: tokens of any images to return instead, ``(M, D)``, as ``PartBlock`` takes them.
         """
         for index, (block, rate) in enumerate(zip(self._blocks(), self.drop_path_rates, strict=True)):
             draws = None if noise_L2B is None or rate == 0 else BranchDraws(noise_L2B[index] >= rate, rate)
-            # The patches of the last block are not read.
-            own_num_out = None if index + 1 < self.depth else num_out
-            run = partial(block, draws=draws, num_out=own_num_out, visible_B11N=visible_B11N)
+            # Patches of the last block that nobody asks for are not read.
+            is_last = index + 1 == self.depth
+            run = partial(block, draws=draws, num_out=num_out if is_last else None, visible_B11N=visible_B11N)
+            if is_last and out_M is not None:
+                run = partial(block, draws=draws, out_M=out_M)
             if self.checkpoints_activations and torch.is_grad_enabled():
                 tokens_BND = cast(Tensor, checkpoint(run, tokens_BND, use_reentrant=False))
             else:
@@ -200,10 +224,25 @@ class PartViT(nn.Module):
             return resize_positions_as_reference(self.pos_embed, self.grid, grid)
         return resize_positions(self.pos_embed, self.grid, grid, "bicubic")
 
-    def _tokens(self, images_BCHW: Tensor, part_B: Tensor | None) -> Tensor:
-        """Input of the first block: prefix tokens, then patches, positions added."""
+    def _tokens(
+        self,
+        images_BCHW: Tensor,
+        part_B: Tensor | None,
+        hidden_M: Tensor | None = None,
+        mask_token_1D: Tensor | None = None,
+    ) -> Tensor:
+        """Input of the first block: prefix tokens, then patches, positions added; the token in place of hidden ones."""
         grid = self._grid_of(*images_BCHW.shape[-2:])
-        patches_BND = self.patch_embed(images_BCHW).flatten(1, 2) + self.positions(grid)
+        if hidden_M is None or mask_token_1D is None:
+            patches_BND = self.patch_embed(images_BCHW).flatten(1, 2)
+        else:
+            is_hidden = torch.zeros(len(images_BCHW) * grid[0] * grid[1], dtype=torch.bool, device=images_BCHW.device)
+            hidden_BRC = is_hidden.index_fill(0, hidden_M, True).unflatten(0, (-1, *grid))
+            if isinstance(self.patch_embed, IcsStem):  # it reads pixels beyond a patch
+                images_BCHW = without_padding(images_BCHW, ~hidden_BRC, self.patch_size)
+            patches_BND = self.patch_embed(images_BCHW).flatten(1, 2)
+            patches_BND = torch.where(hidden_BRC.flatten(1)[:, :, None], mask_token_1D, patches_BND)
+        patches_BND = patches_BND + self.positions(grid)
         return self.norm_pre(torch.cat([self._prefix(len(images_BCHW), part_B), patches_BND], dim=1))
 
     def _tokens_of_grids(self, images_BCHW: Tensor, part_B: Tensor | None, grids_B2: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,3 +299,11 @@ class PartViT(nn.Module):
                 f"image size {height_px}x{width_px} px is not a multiple of the patch, {patch_height}x{patch_width} px"
             )
         return height_px // patch_height, width_px // patch_width
+
+
+def _numbers_of_tokens(tokens_BND: Tensor, patches_M: Tensor, num_prefix: int) -> Tensor:
+    """Numbers, counted over all tokens, of all prefix tokens and then of patches whose numbers count patches only."""
+    batch, length, _ = tokens_BND.shape
+    numbers_BN = torch.arange(batch * length, device=tokens_BND.device).unflatten(0, (batch, length))
+    patches = numbers_BN[:, num_prefix:].flatten().index_select(0, patches_M)
+    return torch.cat([numbers_BN[:, :num_prefix].flatten(), patches])

@@ -27,6 +27,8 @@ class PassState:
     """The student as the step calls it: a ``PassStudent`` around it, or that wrapped for several workers."""
     centers_TK: Tensor
     """Running means of the teacher's logits; sharded as the prototypes are."""
+    patch_centers_1K: Tensor | None
+    """Of the patch head; none where the models have no such head."""
     optimizer: AdamW
     scaler: GradScaler
     """Loss scale of fp16; disabled, and then the identity, otherwise."""
@@ -40,6 +42,10 @@ class PassState:
         """Where the step computes."""
         return self.centers_TK.device
 
+    def centers(self) -> list[Tensor]:
+        """Those of the tokens, and of the patches where they have any."""
+        return [self.centers_TK] if self.patch_centers_1K is None else [self.centers_TK, self.patch_centers_1K]
+
     @property
     def is_sharded(self) -> bool:
         """Whether each worker holds a piece of the state only."""
@@ -48,6 +54,8 @@ class PassState:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a stable name; of a sharded one, this worker's pieces."""
         named = {"centers": self.centers_TK}
+        if self.patch_centers_1K is not None:
+            named["patch_centers"] = self.patch_centers_1K
         named |= {f"student.{name}": value for name, value in self.student.state_dict().items()}
         named |= {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
         return named | {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer, self.student).items()}
@@ -70,6 +78,8 @@ class PassState:
             for key, value in expected.items():
                 restore(value, own[key])
         restore(self.centers_TK, tensors["centers"])
+        if self.patch_centers_1K is not None:
+            restore(self.patch_centers_1K, tensors["patch_centers"])
         load_optimizer(self.optimizer, self.student, tensors_below(tensors, "optimizer."))
         load_scaler(self.scaler, meta["scaler"])
         self.step = meta["step"]
@@ -95,7 +105,10 @@ def new_state(
     teacher.to(device)
     dtype = next(student.parameters()).dtype
     centers_TK = torch.zeros(1 + student.backbone.num_parts, num_prototypes, device=device, dtype=dtype)
+    patches = student.patches
+    patch_centers_1K = None if patches is None else centers_TK.new_zeros(1, patches.num_prototypes)
     scaler = GradScaler(device.type, enabled=fp16)
     forward = PassStudent(student)
     centers_TK = shard(forward, teacher, centers_TK, strategy)
-    return PassState(student, teacher, forward, centers_TK, build_optimizer(student), scaler)
+    optimizer = build_optimizer(student)
+    return PassState(student, teacher, forward, centers_TK, patch_centers_1K, optimizer, scaler)

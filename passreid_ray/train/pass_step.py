@@ -1,21 +1,26 @@
 """One optimisation step of PASS: the same for any number of workers and micro-batches."""
 
 # Shape letters: B batch (this worker's), G global views, P parts, L local views per part, T tokens, D width,
-# K prototypes, C,H,W image, M views of an image.
+# K prototypes, C,H,W image, M views of an image, N masked patches.
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from passreid_ray import distributed
 from passreid_ray.distributed import local_part
+from passreid_ray.dtypes import at_least_float32
 from passreid_ray.losses import (
+    become_centered_targets,
     distillation_diagnostics,
     feature_spread,
     koleo_loss,
+    masked_patch_entropy,
     mean_over_pairs,
+    sinkhorn_targets,
+    updated_centers,
 )
 from passreid_ray.train.drop_path import drop_path_noise
 from passreid_ray.train.ema import Centering, update_teacher
@@ -28,6 +33,8 @@ from passreid_ray.train.pass_prototypes import (
 )
 from passreid_ray.train.pass_rates import PassRates
 from passreid_ray.train.pass_state import PassState
+from passreid_ray.train.pass_student import HiddenPatches
+from passreid_ray.train.patch_masks import MaskedPatchConfig, PatchMasks, draw_patch_masks
 from passreid_ray.train.precision import Precision, autocast
 
 
@@ -66,6 +73,7 @@ class StepSettings:
     student_temp: float = 0.1
     centering: Centering = "mean"
     koleo_weight: float = 0.0
+    masked_patch: MaskedPatchConfig = field(default_factory=MaskedPatchConfig)
     center_momentum: float = 0.9
     clip_norm: float | None = 3.0
     clip: ClipMode = "per_parameter"
@@ -88,23 +96,31 @@ def train_step(
     buffers = [buffer.clone() for buffer in _buffers(state)]
     set_rates(state.optimizer, lr=rates.lr, weight_decay=rates.weight_decay)
     micro_batches = views.split(settings.num_micro_batches)
-    teacher = _ask_teacher(state, micro_batches, rates.teacher_temp, settings)
+    masks = _draw_masks(state, views, settings) if settings.masked_patch.weight > 0 else None
+    teacher = _ask_teacher(state, micro_batches, masks, rates.teacher_temp, settings)
     backbone = state.student.backbone
     noise_L2MB = drop_path_noise(backbone, settings.seed, state.step, len(views), state.device, views.per_image)
-    loss_1T, student = _accumulate_gradients(state, micro_batches, teacher.targets, noise_L2MB, settings)
+    loss_1T, student, patch_loss = _accumulate_gradients(state, micro_batches, teacher, noise_L2MB, settings)
 
     state.scaler.unscale_(state.optimizer)
     norms_N = gradient_norms(state.student.parameters())
     norm = torch.linalg.vector_norm(norms_N)
     metrics = {"loss": loss_1T[0], "grad_norm": norm, **_named_by_token("loss", loss_1T[1:])}
+    if patch_loss is not None:
+        metrics["loss/patches"] = patch_loss
     if diagnose:
         metrics |= _diagnose(state, student, teacher, settings)
+        metrics |= _diagnose_patches(teacher.hidden, patch_loss)
     # The gradient is already the mean over all workers, the loss is not: all must come to the same verdict.
     is_finite = bool(torch.isfinite(metrics["loss"]) & torch.isfinite(norm))
     if is_finite:
         _apply_gradients(state, norms_N, rates, settings)
         update_teacher(state.teacher, state.student, rates.teacher_momentum)
         local_part(state.centers_TK).copy_(teacher.centers)
+        if state.patch_centers_1K is not None and teacher.patch_logits is not None:
+            state.patch_centers_1K = updated_centers(
+                state.patch_centers_1K, [teacher.patch_logits], settings.center_momentum
+            )
     else:
         for buffer, saved in zip(_buffers(state), buffers, strict=True):
             buffer.copy_(saved)
@@ -125,17 +141,26 @@ class _Teacher:
     centers: Tensor
     """What this rank's part of the centers is after this step."""
     features_GBTD: Tensor
+    hidden: list[HiddenPatches]
+    """Of each micro-batch; empty without the masked-patch loss."""
+    patch_logits: Tensor | None
+    """``(1, 1, K)``, whose mean over workers is that of all masked patches: what their centers are updated with."""
 
 
 @torch.no_grad()
 def _ask_teacher(
-    state: PassState, micro_batches: Sequence[Views], teacher_temp: float, settings: StepSettings
+    state: PassState,
+    micro_batches: Sequence[Views],
+    masks: PatchMasks | None,
+    teacher_temp: float,
+    settings: StepSettings,
 ) -> _Teacher:
     outputs = []
-    for views in micro_batches:
+    for index, views in enumerate(micro_batches):
+        patches_N = None if masks is None else masks.micro_batches[index].patches_M
         with autocast(settings.precision, state.device):
-            outputs.append(state.teacher.bottlenecks(views.global_BGCHW.transpose(0, 1)))
-    bottlenecks = [torch.cat(own, dim=1) for own in zip(*(own for own, _ in outputs), strict=True)]
+            outputs.append(state.teacher.bottlenecks(views.global_BGCHW.transpose(0, 1), patches_N=patches_N))
+    bottlenecks = [torch.cat(own, dim=1) for own in zip(*(own for own, _, _ in outputs), strict=True)]
     with autocast(settings.precision, state.device):
         targets, centers = zip(
             *(
@@ -153,50 +178,99 @@ def _ask_teacher(
             ),
             strict=True,
         )
-    features_GBTD = torch.cat([own for _, own in outputs], dim=1)
-    return _Teacher(list(targets), torch.stack(centers), features_GBTD)
+    features_GBTD = torch.cat([own for _, own, _ in outputs], dim=1)
+    hidden, patch_logits = [], None
+    if masks is not None:
+        patches = [patches_NE for _, _, patches_NE in outputs if patches_NE is not None]
+        hidden, patch_logits = _patch_targets(state, torch.cat(patches), masks, teacher_temp, settings)
+    return _Teacher(list(targets), torch.stack(centers), features_GBTD, hidden, patch_logits)
+
+
+@torch.no_grad()
+def _patch_targets(
+    state: PassState, patches_NE: Tensor, masks: PatchMasks, teacher_temp: float, settings: StepSettings
+) -> tuple[list[HiddenPatches], Tensor]:
+    """Of each micro-batch the masked patches with their targets; and ``_Teacher.patch_logits``."""
+    assert state.teacher.patches is not None
+    assert state.patch_centers_1K is not None
+    with autocast(settings.precision, state.device):
+        logits_NK = at_least_float32(state.teacher.patches.prototypes()(patches_NE))
+    # Workers have different numbers of patches, so each gives its share of the mean.
+    share_11K = logits_NK.sum(dim=0)[None, None] * (distributed.world_size() / masks.total)
+    match settings.centering:
+        case "mean":
+            targets_NK = become_centered_targets(logits_NK, state.patch_centers_1K[0], teacher_temp)
+        case "sinkhorn":
+            targets_NK = sinkhorn_targets([logits_NK[None]], teacher_temp)[0][0]
+    parts = targets_NK.split([len(own) for own in masks.micro_batches])
+    hidden = [
+        HiddenPatches(own.patches_M, own_NK, own.weights_M)
+        for own, own_NK in zip(masks.micro_batches, parts, strict=True)
+    ]
+    return hidden, share_11K
+
+
+def _draw_masks(state: PassState, views: Views, settings: StepSettings) -> PatchMasks:
+    num_global, (height_px, width_px) = views.global_BGCHW.shape[1], views.global_BGCHW.shape[-2:]
+    patch_height, patch_width = state.student.backbone.patch_size
+    return draw_patch_masks(
+        settings.masked_patch,
+        (height_px // patch_height, width_px // patch_width),
+        seed=settings.seed,
+        step=state.step,
+        batch=len(views),
+        num_global=num_global,
+        num_micro_batches=settings.num_micro_batches,
+        device=state.device,
+    )
 
 
 def _accumulate_gradients(
     state: PassState,
     micro_batches: Sequence[Views],
-    targets: Sequence[Tensor],
+    teacher: _Teacher,
     noise_L2MB: Tensor | None,
     settings: StepSettings,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """Backward over all micro-batches: ``(1 + T,)`` loss and loss of each token over all workers.
 
-    And the student's bottlenecks of the global views, per token ``(G, B, D)``.
+    And the student's bottlenecks of the global views, per token ``(G, B, D)``; and the masked-patch loss over all
+    workers, where it is used.
     """
     num = len(micro_batches)
     noises = [None] * num if noise_L2MB is None else noise_L2MB.chunk(num, dim=-1)
-    of_tokens = zip(targets, state.student.head.prototypes(), strict=True)
+    of_tokens = zip(teacher.targets, state.student.head.prototypes(), strict=True)
     micro_targets = zip(*(in_micro_batches(own, num, prototypes) for own, prototypes in of_tokens), strict=True)
     losses, bottlenecks = [], []
     for index, (views, own_targets, noise) in enumerate(zip(micro_batches, micro_targets, noises, strict=True)):
         global_GBCHW, local_PLBCHW = views.global_BGCHW.transpose(0, 1), views.local_BPLCHW.permute(1, 2, 0, 3, 4, 5)
         with gradients_stay_local(state.forward, index < num - 1):
             with autocast(settings.precision, state.device):
-                loss_T, features_GBTD, own_bottlenecks = state.forward(
-                    global_GBCHW, local_PLBCHW, own_targets, noise, settings.student_temp
+                hidden = teacher.hidden[index] if teacher.hidden else None
+                loss_T, features_GBTD, own_bottlenecks, patch_loss = state.forward(
+                    global_GBCHW, local_PLBCHW, own_targets, noise, settings.student_temp, hidden
                 )
             loss = mean_over_pairs(loss_T, views.pairs_per_token)
             total = loss
             if settings.koleo_weight > 0:
                 koleo = torch.stack([koleo_loss(cls_BD) for cls_BD in features_GBTD[:, :, 0]]).mean()
                 total = loss + settings.koleo_weight * koleo
+            if patch_loss is not None:
+                total = total + settings.masked_patch.weight * patch_loss
             state.scaler.scale(total / num).backward()
-        losses.append(torch.cat([loss[None], loss_T]).detach())
+        of_patches = [] if patch_loss is None else [patch_loss[None]]
+        losses.append(torch.cat([loss[None], loss_T, *of_patches]).detach())
         bottlenecks.append(own_bottlenecks)
     student = [torch.cat(own, dim=1) for own in zip(*bottlenecks, strict=True)]
-    return distributed.all_reduce_mean(torch.stack(losses).mean(0)), student
+    means = distributed.all_reduce_mean(torch.stack(losses).mean(0))
+    return (means[:-1], student, means[-1]) if teacher.hidden else (means, student, None)
 
 
 def _apply_gradients(state: PassState, norms_N: Tensor, rates: PassRates, settings: StepSettings) -> None:
     if settings.clip_norm is not None:
         clip_gradients(state.student.parameters(), settings.clip_norm, settings.clip, norms_N)
     if rates.is_last_layer_frozen:
-        _drop_gradients(state.student.head.last_layer_parameters())
+        _drop_gradients(state.student.last_layer_parameters())
     if state.step < settings.head_warmup_steps:
         _drop_gradients(state.student.backbone.parameters())
     state.scaler.step(state.optimizer)
@@ -218,6 +292,16 @@ def _diagnose(
         **_named_by_token("kl", diagnostics.divergence_T),
         **_named_by_token("feature_std", std_T),
     }
+
+
+def _diagnose_patches(hidden: Sequence[HiddenPatches], patch_loss: Tensor | None) -> dict[str, Tensor]:
+    if patch_loss is None:
+        return {}
+    targets_NK = torch.cat([own.targets_NK for own in hidden])
+    # Weights are made for the mean over workers and micro-batches.
+    num_means = distributed.world_size() * len(hidden)
+    entropy = masked_patch_entropy(targets_NK, torch.cat([own.weights_N for own in hidden])) / num_means
+    return {"teacher_entropy/patches": entropy, "kl/patches": patch_loss - entropy}
 
 
 def _named_by_token(name: str, values_T: Tensor) -> dict[str, Tensor]:

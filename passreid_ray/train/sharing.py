@@ -36,11 +36,18 @@ class SharingConfig(Section):
     """DDP sends gradients as bf16: half the bytes, and gradients rounded to 8 bits."""
 
 
-def check_sharing(strategy: Strategy, num_prototypes: int, num_workers: int, precision: Precision) -> None:
+def check_sharing(
+    strategy: Strategy, num_prototypes: int, num_workers: int, precision: Precision, *, hides_patches: bool = False
+) -> None:
     """Raise ``UserError`` when a run's weights cannot be shared in this way."""
     if strategy == "copies" or num_workers == 1:
         return
     shard_rows(num_prototypes, 0, num_workers)
+    if strategy == "fsdp" and hides_patches:
+        raise UserError(
+            'sharing.strategy: "fsdp" does not go with masked_patch.weight > 0, whose head is whole on every worker; '
+            'take sharing.strategy = "sharded_prototypes" or "copies"'
+        )
     if precision == "fp16":
         raise UserError(
             f'sharing.strategy: {strategy!r} does not go with precision = "fp16", whose loss scale needs all gradients '

@@ -79,6 +79,19 @@ def test_the_state_has_the_bytes_of_its_numbers(tmp_path: Path) -> None:
     assert abs(probe.teacher_bytes - probe.parameter_bytes) < 0.1 * probe.parameter_bytes
 
 
+def test_a_patch_head_is_counted_in_bytes_and_arithmetic(tmp_path: Path) -> None:
+    plain, with_head = (
+        probed(micro_plan(tmp_path)),
+        probed(micro_plan(tmp_path, masked_patch={"weight": 1.0, "num_prototypes": 40})),
+    )
+    width, hidden, bottleneck, prototypes = 24, 32, 16, 40
+    learnt = (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * bottleneck + bottleneck * prototypes + width
+    assert with_head.gradient_bytes - plain.gradient_bytes == 4 * learnt
+    # The teacher has the head, whose prototypes have lengths that are not learnt, and the centers.
+    assert with_head.teacher_bytes - plain.teacher_bytes == 4 * (learnt + 2 * prototypes)
+    assert plain.flops_per_image < with_head.flops_per_image < 1.5 * plain.flops_per_image
+
+
 def test_a_cpu_takes_two_small_batches_that_micro_batches_divide(tmp_path: Path) -> None:
     probe = probed(micro_plan(tmp_path, micro_batches=2))
     assert [images for images, _ in probe.peaks] == [8, 16]

@@ -65,6 +65,19 @@ def test_a_run_does_not_go_on_with_another_model(tmp_path: Path) -> None:
     assert "width = 24" in (tmp_path / "pretrain" / "config.toml").read_text()
 
 
+def test_a_run_older_than_a_setting_was_made_with_its_default(tmp_path: Path) -> None:
+    class OldModel(Section):
+        pass
+
+    class OldJob(Job):
+        model: OldModel = OldModel()  # pyright: ignore[reportIncompatibleVariableOverride] a settings file of the past
+
+    started(build(OldJob, {"run": {"output": tmp_path}}), 6)
+    prepared(job(tmp_path, model={"width": 24}))
+    with pytest.raises(UserError, match=r"model\.width = 24, now it is 48"):
+        prepared(job(tmp_path, model={"width": 48}))
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     config = started(job(tmp_path), 6)
     with pytest.raises(UserError, match=r"made from other data .*another run\.name"):

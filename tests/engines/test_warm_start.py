@@ -12,11 +12,13 @@ from passreid_ray.models.pass_model import PassModel
 from passreid_ray.train.state_files import checkpoint_name, save_state
 
 
-def model(seed: int, *, num_prototypes: int = 8, width: int = 24, num_parts: int = 3) -> PassModel:
+def model(
+    seed: int, *, num_prototypes: int = 8, width: int = 24, num_parts: int = 3, patch_prototypes: int | None = None
+) -> PassModel:
     torch.manual_seed(seed)
     backbone = ModelConfig(trunk="vit_tiny_patch16_224", embed_dim=width, depth=1, num_heads=2)
     head = HeadConfig(num_prototypes=num_prototypes, hidden_dim=8, bottleneck_dim=4)
-    return build_pass_model(backbone, head, (64, 32), num_parts)
+    return build_pass_model(backbone, head, (64, 32), num_parts, patch_prototypes=patch_prototypes)
 
 
 STUDENT, TEACHER = model(1), model(2)
@@ -86,9 +88,10 @@ def test_a_run_folder_gives_the_teacher_of_its_newest_checkpoint(run_folder: Pat
     own, epochs, _ = started(run_folder)
     assert same(own, TEACHER)
     assert epochs == 0.0
-    backbone, head = read_teacher(run_folder)
+    backbone, head, patches = read_teacher(run_folder)
     assert backbone.keys() == TEACHER.backbone.state_dict().keys()
     assert head.keys() == TEACHER.head.state_dict().keys()
+    assert not patches
 
 
 def test_a_checkpoint_folder_gives_its_own_weights(run_folder: Path) -> None:
@@ -102,6 +105,28 @@ def test_heads_of_another_size_start_at_random_and_warm_up(kind: str, request: p
     assert same(own.head, model(3, num_prototypes=16).head)
     assert epochs == 1.0
     assert loaded.endswith("heads start at random")
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "run_folder"])
+def test_a_patch_head_that_the_checkpoint_lacks_starts_at_random_and_warms_up(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    own, epochs, loaded = started(request.getfixturevalue(kind), model(3, patch_prototypes=6))
+    assert same(own.head, TEACHER.head)
+    assert epochs == 1.0
+    assert loaded.endswith("heads loaded; the patch head starts at random")
+
+
+def test_a_patch_head_of_the_same_size_is_loaded(tmp_path: Path) -> None:
+    teacher = model(2, patch_prototypes=6)
+    tensors = {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
+    save_state(tmp_path / checkpoint_name(1), tensors, {"step": 1})
+    own, epochs, loaded = started(tmp_path, model(3, patch_prototypes=6))
+    assert same(own, teacher)
+    assert (epochs, loaded.endswith("heads loaded")) == (0.0, True)
+    other, epochs, _ = started(tmp_path, model(3, patch_prototypes=7))
+    assert same(other.head, teacher.head)
+    assert epochs == 1.0
 
 
 @pytest.mark.parametrize("epochs", [0.0, 2.5])

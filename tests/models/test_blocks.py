@@ -90,6 +90,28 @@ def test_the_first_tokens_are_those_of_the_whole_block(
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
 
 
+CHOSEN = [0, 1, 9, 17, 18, 27, 30, 36, 44]
+"""Numbers of tokens of five images of nine tokens each; not as many of each image."""
+
+
+@pytest.mark.parametrize("is_kept", [None, SOME, [SOME[0], [False] * 5]], ids=["kept", "some", "no MLP"])
+def test_chosen_tokens_of_any_images_are_those_of_the_whole_block(is_kept: list[list[bool]] | None) -> None:
+    block, tokens_BND = random_block(), random_tokens()
+    draws = None if is_kept is None else BranchDraws(torch.tensor(is_kept), RATE)
+    got = PartBlock.of(block)(tokens_BND, draws, out_M=torch.tensor(CHOSEN))
+    whole = PartBlock.of(block)(tokens_BND, draws).flatten(0, 1)[CHOSEN]
+    assert got.shape == (len(CHOSEN), 12)
+    for own, expected in zip(outcome(block, tokens_BND, got), outcome(block, tokens_BND, whole), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_mlp_is_that_of_the_chosen_tokens_only() -> None:
+    block, tokens_BND, rows = random_block(), random_tokens(), []
+    block.mlp.register_forward_hook(lambda _m, inputs, _o: rows.append(inputs[0].numel() // 12))
+    PartBlock.of(block)(tokens_BND, out_M=torch.tensor(CHOSEN))
+    assert rows == [len(CHOSEN)]
+
+
 def test_only_the_first_tokens_ask() -> None:
     block, tokens_BND, lengths = random_block(), random_tokens(), []
     block.attn.get_submodule("proj").register_forward_hook(lambda _m, inputs, _o: lengths.append(inputs[0].shape[1]))

@@ -19,6 +19,7 @@ def tiny_state(
     drop_path: float = 0.2,
     dtype: torch.dtype = torch.float64,
     head_batch_norm: bool = False,
+    patch_prototypes: int | None = None,
     strategy: Strategy = "copies",
     depth: int = 2,
 ) -> PassState:
@@ -28,7 +29,10 @@ def tiny_state(
         trunk="vit_tiny_patch16_224", embed_dim=24, depth=depth, num_heads=2, stem=stem, drop_path=drop_path
     )
     head = HeadConfig(num_prototypes=NUM_PROTOTYPES, hidden_dim=32, bottleneck_dim=16, batch_norm=head_batch_norm)
-    student, teacher = (build_pass_model(model, head, (64, 32), 3, is_teacher=own) for own in (False, True))
+    student, teacher = (
+        build_pass_model(model, head, (64, 32), 3, patch_prototypes=patch_prototypes, is_teacher=own)
+        for own in (False, True)
+    )
     return new_state(
         student.to(dtype), teacher.to(dtype), NUM_PROTOTYPES, torch.device("cpu"), fp16=False, strategy=strategy
     )

@@ -54,6 +54,13 @@ def test_prototypes_that_cannot_be_shared_out_equally_are_told() -> None:
     check_sharing("fsdp", 100, 1, "fp32")
 
 
+def test_pieces_of_all_weights_and_a_patch_head_do_not_go_together() -> None:
+    with pytest.raises(UserError, match=r"does not go with masked_patch\.weight > 0"):
+        check_sharing("fsdp", 128, 2, "fp32", hides_patches=True)
+    check_sharing("sharded_prototypes", 128, 2, "fp32", hides_patches=True)
+    check_sharing("fsdp", 128, 1, "fp32", hides_patches=True)
+
+
 @pytest.mark.parametrize("strategy", ["sharded_prototypes", "fsdp"])
 def test_pieces_and_a_loss_scale_do_not_go_together(strategy: Strategy) -> None:
     with pytest.raises(UserError, match=r'does not go with precision = "fp16".*take precision = "bf16"'):
