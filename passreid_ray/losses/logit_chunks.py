@@ -15,8 +15,6 @@ BLOCK_BYTES = 2**21
 GRADIENT_UNIT = 64.0
 """What gradients of logits are multiplied by on their way into a matmul: float16 would lose those of 1 / 65,536."""
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
 
 def targets_of_views(targets_GBK: Tensor, num_views: int) -> list[Tensor]:
     """Per student view the sum of the other views' targets, ``(B, K)``: cross-entropy is linear in the target."""
@@ -33,18 +31,6 @@ def in_matmul_dtype(tensor: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device_type) and tensor.dtype != torch.float64:
         return tensor.to(torch.get_autocast_dtype(device_type))
     return tensor
-
-
-def product_with_transposed(left_NR: Tensor, right_MR: Tensor) -> Tensor:
-    """``left_NR @ right_MR.T``, without gradient, by the faster library.
-
-    For float32 on a CPU torch.mm calls MKL, which uses AVX2 only on an AMD processor; oneDNN, which torch calls for
-    bfloat16, uses AVX-512 there and takes half the time. The operator has no public name; without it this is a matmul.
-    """
-    is_float32 = left_NR.dtype == right_MR.dtype == torch.float32
-    if is_float32 and left_NR.device.type == "cpu" and HAS_ONEDNN:
-        return torch.ops.mkldnn._linear_pointwise(left_NR, right_MR, None, "none", [], "")
-    return left_NR @ right_MR.T
 
 
 def row_blocks(logits_RK: Tensor, targets: Sequence[Tensor], first: int) -> Iterator[tuple[Tensor, Tensor]]:

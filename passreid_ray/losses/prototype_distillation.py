@@ -15,10 +15,10 @@ from passreid_ray.losses.logit_chunks import (
     BLOCK_BYTES,
     GRADIENT_UNIT,
     in_matmul_dtype,
-    product_with_transposed,
     row_blocks,
     targets_of_views,
 )
+from passreid_ray.products import product_with_transposed
 
 CHUNK_ROWS = 128
 """Rows whose logits exist at a time. Fewer rows read and write the prototypes more often; 65,536 prototypes: 34 MB."""

@@ -16,6 +16,8 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from passreid_ray.products import linear
+
 
 @dataclass(frozen=True)
 class BranchDraws:
@@ -111,8 +113,8 @@ def _attend(attn: Attention, tokens_BND: Tensor, num_queries: int | None, visibl
     widths = [attn.attn_dim, 2 * attn.attn_dim]
     of_query, of_key_value = attn.qkv.weight.split(widths)
     query_bias, key_value_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(widths)
-    query_BHQE = F.linear(asking_BQD, of_query, query_bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-    key_value = F.linear(tokens_BND, of_key_value, key_value_bias).unflatten(-1, (2, attn.num_heads, -1))
+    query_BHQE = linear(asking_BQD, of_query, query_bias).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    key_value = linear(tokens_BND, of_key_value, key_value_bias).unflatten(-1, (2, attn.num_heads, -1))
     key_BHNE, value_BHNE = key_value.permute(2, 0, 3, 1, 4).unbind(0)
     query_BHQE, key_BHNE = attn.q_norm(query_BHQE), attn.k_norm(key_BHNE)
     if attn.fused_attn:

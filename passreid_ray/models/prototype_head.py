@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from passreid_ray.distributed import is_sharded, local_part
 from passreid_ray.errors import UserError
 from passreid_ray.models.batch_norm import BatchNorm1d
+from passreid_ray.products import Linear, linear
 
 BLOCK_BYTES = 2**22
 """Prototypes that are worked on at a time on a CPU without gradient: they stay in its cache."""
@@ -46,7 +47,7 @@ class Prototypes(nn.Module):
         if self.weight_v.device.type == "cpu" and not torch.is_grad_enabled():
             return self._logits_in_blocks(features_MD.flatten(0, -2)).unflatten(0, features_MD.shape[:-1])
         length_K1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return F.linear(features_MD, self.weight_v) * (self.weight_g / length_K1)[:, 0]
+        return linear(features_MD, self.weight_v) * (self.weight_g / length_K1)[:, 0]
 
     def _logits_in_blocks(self, features_MD: Tensor) -> Tensor:
         """Logits ``(M, K)``; a block's length, cast and product are made while it is in cache: they read it once."""
@@ -55,7 +56,7 @@ class Prototypes(nn.Module):
         blocks = zip(self.weight_v.split(size), self.weight_g.split(size), logits_MK.split(size, dim=1), strict=True)
         for weight_v_SD, weight_g_S1, logits_MS in blocks:
             scale_S1 = weight_g_S1 / torch.linalg.vector_norm(weight_v_SD, dim=1, keepdim=True)
-            torch.mul(F.linear(features_MD, weight_v_SD), scale_S1[:, 0], out=logits_MS)
+            torch.mul(linear(features_MD, weight_v_SD), scale_S1[:, 0], out=logits_MS)
         return logits_MK
 
 
@@ -91,13 +92,13 @@ class PrototypeHead(nn.Module):
             # A bias before a batch norm has no gradient but rounding, which Adam would turn into steps.
             norms = [[BatchNorm1d(hidden_dim)] if batch_norm else [] for _ in range(2)]
             mlp = nn.Sequential(
-                nn.Linear(in_dim, hidden_dim, bias=not batch_norm),
+                Linear(in_dim, hidden_dim, bias=not batch_norm),
                 *norms[0],
                 nn.GELU(),
-                nn.Linear(hidden_dim, hidden_dim, bias=not batch_norm),
+                Linear(hidden_dim, hidden_dim, bias=not batch_norm),
                 *norms[1],
                 nn.GELU(),
-                nn.Linear(hidden_dim, bottleneck_dim),
+                Linear(hidden_dim, bottleneck_dim),
             )
             mlp.apply(_init_linear)
             self.add_module(f"mlp_{name}", mlp)

@@ -9,6 +9,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from passreid_ray import products
 from passreid_ray.errors import UserError
 from passreid_ray.models.blocks import PartBlock
 
@@ -45,7 +46,7 @@ def build_trunk(name: str, image_size: tuple[int, int], trunk_kwargs: dict[str, 
     if reasons := _misfits(trunk):
         raise UserError(f"trunk: {name!r} does not fit a part-token model: {'; '.join(reasons)}")
     for block in trunk.blocks:
-        PartBlock.of(cast(Block, block))
+        products.use_in(PartBlock.of(cast(Block, block)))
     return trunk
 
 

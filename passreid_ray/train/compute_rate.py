@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from passreid_ray.products import HAS_ONEDNN, product_with_transposed
 from passreid_ray.train.precision import Precision
 
 SIDES = {"cpu": 4096, "cuda": 8192}
@@ -41,9 +42,11 @@ def count_flops(function: Callable[[], object]) -> int:
     A multiplication and an addition are two operations. Whatever is no matrix product, convolution or attention is left
     out, as is usual where a share of a device's peak is meant.
     """
-    # torch's own counter does not know the products that are added in place.
-    in_place = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _addmm_flops}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    # torch's own counter does not know the products that are added in place, and not oneDNN's.
+    unknown = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _addmm_flops}
+    if HAS_ONEDNN:
+        unknown[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
         function()
     return int(counter.get_total_flops())
 
@@ -76,12 +79,17 @@ def _addmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **__: objec
     return 2 * math.prod(left) * right[-1]
 
 
+def _linear_flops(left: torch.Size, right: torch.Size, *_: object, **__: object) -> int:
+    """Of the product of one side with the other transposed."""
+    return 2 * math.prod(left) * right[0]
+
+
 def _product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out, seconds = torch.empty_like(left), []
+    seconds = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
-        torch.mm(left, right, out=out)
+        product_with_transposed(left, right)  # by the library that the models use
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)

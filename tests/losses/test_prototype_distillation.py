@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from passreid_ray import products
 from passreid_ray.losses import centered_targets, logit_chunks, part_distillation_loss, prototype_distillation
 from passreid_ray.losses.prototype_distillation import prototype_cross_entropy
 from tests.reference.literal_pass_loss import literal_pass_loss
@@ -126,19 +127,19 @@ def rounded_leaves(exact: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("has_onednn", [False, True])
 def test_either_library_of_products_gives_the_gradients_of_float64(has_onednn: bool) -> None:
-    if has_onednn and not logit_chunks.HAS_ONEDNN:
+    if has_onednn and not products.HAS_ONEDNN:
         pytest.skip("this torch has no oneDNN")
     features_VBD, weights, teacher_GBK = random_case(num_prototypes=3000)
     exact = features_VBD, *weights
     rounded = rounded_leaves(exact)
     targets_GBK = targets_of(teacher_GBK)
     with (
-        patch.object(logit_chunks, "HAS_ONEDNN", has_onednn),
+        patch.object(products, "HAS_ONEDNN", has_onednn),
         patch.object(prototype_distillation, "BLOCK_BYTES", 2**14),
-        products_counted() as products,
+        products_counted() as counted,
     ):
         found = prototype_cross_entropy(*rounded, targets_GBK.float(), student_temp=STUDENT_TEMP, chunk_rows=7)
-    assert ("mkldnn::_linear_pointwise" in products) == has_onednn
+    assert ("mkldnn::_linear_pointwise" in counted) == has_onednn
     expected = loss_of_loops(features_VBD, weights, teacher_GBK)
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     pairs = zip(torch.autograd.grad(found, rounded), torch.autograd.grad(expected, exact), strict=True)
