@@ -62,6 +62,8 @@ class StepSettings:
 
     student_temp: float = 0.1
     centering: Centering = "mean"
+    token_weights: tuple[float, ...] | None = None
+    """Of CLS, then of each part; None: all 1."""
     koleo_weight: float = 0.0
     center_momentum: float = 0.9
     clip_norm: float | None = 3.0
@@ -170,7 +172,7 @@ def _accumulate_gradients(
                 loss_T, features_GBTD, own_bottlenecks = state.forward(
                     global_GBCHW, local_PLBCHW, own_targets, noise, settings.student_temp
                 )
-            loss = mean_over_pairs(loss_T, views.pairs_per_token)
+            loss = mean_over_pairs(loss_T, _weights_of_tokens(views, settings))
             total = loss
             if settings.koleo_weight > 0:
                 koleo = torch.stack([koleo_loss(cls_BD) for cls_BD in features_GBTD[:, :, 0]]).mean()
@@ -180,6 +182,12 @@ def _accumulate_gradients(
         bottlenecks.append(own_bottlenecks)
     student = [torch.cat(own, dim=1) for own in zip(*bottlenecks, strict=True)]
     return distributed.all_reduce_mean(torch.stack(losses).mean(0)), student
+
+
+def _weights_of_tokens(views: Views, settings: StepSettings) -> list[float]:
+    """What each token's loss counts in the mean: its pairs of views times its own weight."""
+    weights = settings.token_weights or (1.0,) * len(views.pairs_per_token)
+    return [pairs * weight for pairs, weight in zip(views.pairs_per_token, weights, strict=True)]
 
 
 def _apply_gradients(state: PassState, norm: Tensor, rates: PassRates, settings: StepSettings) -> None:
