@@ -46,7 +46,7 @@ def fit(
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    error = _outcome_in_thread(trainer.fit)
+    error = outcome_in_thread(trainer.fit)
     if (reason := _stop_reason(board)) is not None:
         raise UserError(reason)
     if error is not None:
@@ -94,7 +94,7 @@ def _stop_reason(board: Any) -> str | None:
         return None  # the board went down with the cluster
 
 
-def _outcome_in_thread(function: Callable[[], Any]) -> BaseException | None:
+def outcome_in_thread(function: Callable[[], Any]) -> BaseException | None:
     """Call ``function`` in a thread and wait for its end; what it raised, if anything."""
     # In the main thread Ray Train would take over Ctrl-C, and end the process without a word and with status 1.
     outcome: list[BaseException] = []

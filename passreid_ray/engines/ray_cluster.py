@@ -66,7 +66,9 @@ class WorkersConfig(Section):
     def _in_this_process(self) -> ScalingConfig:
         has_gpu = torch.cuda.is_available()
         if self.use_gpu is True and not has_gpu:
-            raise UserError("workers.use_gpu: true, but the process of this job, where workers.num_workers=0, has no GPU")
+            raise UserError(
+                "workers.use_gpu: true, but the process of this job, where workers.num_workers=0, has no GPU"
+            )
         if self.use_gpu is False and has_gpu:
             # Ray Train takes the GPU that it finds, whatever it is told.
             raise UserError(
