@@ -5,6 +5,7 @@ are in ``tune_config``, the checks in ``tune_plan``, a trial in ``tune_trial``, 
 """
 
 import os
+import shutil
 import sys
 import time
 import tomllib
@@ -42,6 +43,7 @@ from passreid_ray.engines.tune_trial import TrialRun
 from passreid_ray.errors import UserError
 
 JOB_FILE = "job.toml"
+TUNE_FOLDER = ".tune"
 PAGE_SECONDS = 3.0
 """At most so often is the report written again."""
 QUIET = {
@@ -69,8 +71,9 @@ def run(config: TuneConfig, console: Console | None = None, presets: Path | None
     plan, use_gpu, notes = fit_to_cluster(plan, console)
     keeper.plan = plan
     console.print(
-        f"{plan.num_trials} trials of {config.job}, {plan.config.concurrency} at once, searcher {config.searcher.kind}, "
-        f"scheduler {config.scheduler.kind}, {config.metric} {config.mode}, sweep folder {folder}"
+        f"{plan.num_trials} trials of {config.job}, {plan.config.concurrency} at once, "
+        f"searcher {config.searcher.kind}, scheduler {config.scheduler.kind}, {config.metric} {config.mode}, "
+        f"sweep folder {folder}"
     )
     if keeper.book.entries:
         ended = keeper.book.num_ended
@@ -155,7 +158,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",  # never one that was there: the trials' files are what a sweep goes on from
-            storage_path=str(config.run.folder / ".tune"),
+            storage_path=str(config.run.folder / TUNE_FOLDER),
             failure_config=tune.FailureConfig(max_failures=config.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             callbacks=[SweepCallback(keeper, deadline, reporter.changed)],
@@ -163,6 +166,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         ),
     )
     error = outcome_in_thread(tuner.fit)
+    shutil.rmtree(config.run.folder / TUNE_FOLDER, ignore_errors=True)  # the trials' own files are all that counts
     if error is not None and not keeper.is_complete:
         raise error
 
@@ -210,9 +214,10 @@ class Reporter:
             )
         print_table(keeper.plan, entries, self._console)
         stopped = sum(own.status == "stopped early" for own in entries)
+        written = [*([BEST_FILE] if ranked(keeper.plan, entries) else []), TABLE_FILE, PAGE_FILE]
         self._console.print(
             f"{len(entries)} trials, {stopped} stopped early, {len(failed)} failed. "
-            f"{BEST_FILE} {'' if ranked(keeper.plan, entries) else '(none) '}, {TABLE_FILE} and {PAGE_FILE} are in {folder}"
+            f"{', '.join(written)} are in {folder}"
         )
         return folder
 

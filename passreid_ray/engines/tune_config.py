@@ -145,9 +145,9 @@ class TuneConfig(Section):
     """The job that is searched over."""
     preset: str = "pretrain_synthetic"
     """Preset of the job: a path, or the name of one that comes with it."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default={})
     """Settings of the job that are the same in all trials, as tables: overrides.epochs=3."""
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = Field(default={})
     """What is searched: a table for each setting of the job, such as [space.optimizer.lr], with kind = "choice" and its
     values, or kind = "uniform", "log_uniform" or "integer" and low and high; when = {key = value}: only where another
     searched setting has that value."""

@@ -122,7 +122,8 @@ class OptunaProposer:
                 sampler = optuna.samplers.CmaEsSampler(
                     n_startup_trials=config.startup_trials, seed=seed, warn_independent_sampling=False
                 )
-        directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
+        up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [up if mode == "max" else down for mode in modes]
         self._study = optuna.create_study(sampler=sampler, directions=directions)
         self._space = space
         self._trials: dict[int, optuna.Trial] = {}
