@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,27 +146,25 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         raise UserError(f"budget.hours: {hours:g} are spent; give more to go on")
     deadline = None if left_seconds is None else time.time() + left_seconds
     trainable = tune.with_parameters(TrialRun, plan=plan, use_gpu=use_gpu, cwd=os.getcwd())
-    tuner = tune.Tuner(
+    # Not tune.Tuner, which writes down all it is given at once: a study or a console cannot be.
+    search_all = partial(
+        tune.run,
         tune.with_resources(trainable, placement(plan, use_gpu)),
-        tune_config=tune.TuneConfig(
-            num_samples=-1,
-            search_alg=SweepSearcher(keeper),
-            scheduler=make_scheduler(plan),
-            max_concurrent_trials=config.concurrency,
-            time_budget_s=left_seconds,
-            # Workers of their own end with the process of the trial.
-            reuse_actors=plan.base.workers.num_workers == 0,
-        ),
-        run_config=tune.RunConfig(
-            name=f"{time.time_ns()}",  # never one that was there: the trials' files are what a sweep goes on from
-            storage_path=str(config.run.folder / TUNE_FOLDER),
-            failure_config=tune.FailureConfig(max_failures=config.retries),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[SweepCallback(keeper, deadline, reporter.changed)],
-            verbose=0,
-        ),
+        name=f"{time.time_ns()}",  # never one that was there: the trials' files are what a sweep goes on from
+        storage_path=str(config.run.folder / TUNE_FOLDER),
+        num_samples=-1,
+        search_alg=SweepSearcher(keeper),
+        scheduler=make_scheduler(plan),
+        max_concurrent_trials=config.concurrency,
+        time_budget_s=left_seconds,
+        max_failures=config.retries,
+        reuse_actors=plan.base.workers.num_workers == 0,  # workers of their own end with the process of the trial
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        callbacks=[SweepCallback(keeper, deadline, reporter.changed)],
+        raise_on_failed_trial=False,
+        verbose=0,
     )
-    error = outcome_in_thread(tuner.fit)
+    error = outcome_in_thread(search_all)
     shutil.rmtree(config.run.folder / TUNE_FOLDER, ignore_errors=True)  # the trials' own files are all that counts
     if error is not None and not keeper.is_complete:
         raise error
