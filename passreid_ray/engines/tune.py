@@ -4,6 +4,7 @@ Reads from top to bottom in the order it runs: ``run``, ``check_continues``, ``f
 are in ``tune_config``, the checks in ``tune_plan``, a trial in ``tune_trial``, what is kept in ``tune_book``.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -140,6 +141,8 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
     if keeper.is_complete:
         return
     os.environ.update(QUIET)
+    # It looks for records that the trials do not write, since they have their own.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     config, hours = plan.config, plan.config.budget.hours
     left_seconds = None if hours is None else 3600 * hours - sum(own.seconds for own in keeper.book.entries.values())
     if left_seconds is not None and left_seconds <= 0:

@@ -137,13 +137,15 @@ def trial_line(plan: SweepPlan, entry: TrialEntry, entries: Sequence[TrialEntry]
 
 
 def print_table(plan: SweepPlan, entries: Sequence[TrialEntry], console: Console) -> None:
-    """The best trials."""
-    table = Table("trial", "", *plan.config.metrics, "settings", "s")
+    """The best trials, and the settings of the first."""
+    table = Table("trial", "", *plan.config.metrics, "seconds")
     for own in ranked(plan, entries)[:SHOWN_TRIALS]:
         values = [f"{own.metrics.get(name, math.nan):.4g}" for name in plan.config.metrics]
         number, status = str(own.number), own.status if own.status != "finished" else ""
-        table.add_row(number, status, *values, _in_words(own.settings), f"{own.seconds:.0f}")
+        table.add_row(number, status, *values, f"{own.seconds:.0f}")
     console.print(table)
+    for own in ranked(plan, entries)[:1]:
+        console.print(f"best: {trial_name(own.number)}  {_in_words(own.settings)}", markup=False)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -91,7 +91,8 @@ def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> No
     console = Console(file=StringIO(), width=200)
     print_table(plan, ENTRIES, console)
     assert isinstance(console.file, StringIO)
-    rows = [line for line in console.file.getvalue().splitlines() if "optimizer.lr" in line]
-    assert [row.split()[1] for row in rows] == ["2", "0", "1"]
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [row[1] for row in rows if row[0] == "│"] == ["2", "0", "1"]
+    assert rows[-1][:2] == ["best:", "trial_0002"]
     assert trial_line(plan, ENTRIES[2], ENTRIES).endswith("best so far")
     assert trial_line(plan, ENTRIES[3], ENTRIES) == "trial_0003 failed: broken"
