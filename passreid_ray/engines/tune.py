@@ -4,6 +4,7 @@ Reads from top to bottom in the order it runs: ``run``, ``check_continues``, ``f
 are in ``tune_config``, the checks in ``tune_plan``, a trial in ``tune_trial``, what is kept in ``tune_book``.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -31,6 +32,7 @@ from passreid_ray.engines.tune_report import (
     BEST_FILE,
     PAGE_FILE,
     TABLE_FILE,
+    correlation_notes,
     print_table,
     ranked,
     replace_text,
@@ -46,6 +48,7 @@ from passreid_ray.errors import UserError
 
 JOB_FILE = "job.toml"
 TUNE_FOLDER = ".tune"
+CLOCK_FILE = "seconds.json"
 PAGE_SECONDS = 3.0
 """At most so often is the report written again."""
 QUIET = {
@@ -144,7 +147,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
     # It looks for records that the trials do not write, since they have their own.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     config, hours = plan.config, plan.config.budget.hours
-    left_seconds = None if hours is None else 3600 * hours - sum(own.seconds for own in keeper.book.entries.values())
+    left_seconds = None if hours is None else 3600 * hours - reporter.seconds
     if left_seconds is not None and left_seconds <= 0:
         raise UserError(f"budget.hours: {hours:g} are spent; give more to go on")
     deadline = None if left_seconds is None else time.time() + left_seconds
@@ -190,6 +193,14 @@ class Reporter:
         self._console = console
         self._notes = notes
         self._next = 0.0
+        self._clock = keeper.plan.config.run.folder / CLOCK_FILE
+        self._seconds_before = json.loads(self._clock.read_text(encoding="utf-8")) if self._clock.is_file() else 0.0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the sweep has taken, earlier calls included."""
+        return self._seconds_before + time.monotonic() - self._start
 
     def changed(self, entry: TrialEntry) -> None:
         """A trial has reported or ended."""
@@ -199,7 +210,7 @@ class Reporter:
             write_hparams(plan, entry)
         if time.monotonic() >= self._next:
             start = time.monotonic()
-            write_report(plan, self._entries, self._notes, is_done=False)
+            self._write(is_done=False)
             # Trials wait meanwhile: a report of thousands of them comes less often.
             self._next = time.monotonic() + max(PAGE_SECONDS, 10 * (time.monotonic() - start))
 
@@ -207,7 +218,7 @@ class Reporter:
         """Write the last report and print the table; ``UserError`` when all trials failed."""
         keeper, folder = self._keeper, self._keeper.plan.config.run.folder
         entries = self._entries
-        write_report(keeper.plan, entries, self._notes, is_done=keeper.is_complete and not keeper.book.unfinished)
+        self._write(is_done=keeper.is_complete and not keeper.book.unfinished)
         failed = [own for own in entries if own.status == "failed"]
         if failed and len(failed) == len(entries):
             raise UserError(
@@ -215,13 +226,23 @@ class Reporter:
                 f"{keeper.plan.trials_folder}"
             )
         print_table(keeper.plan, entries, self._console)
+        for note in correlation_notes(keeper.plan, entries):
+            self._console.print(note)
         stopped = sum(own.status == "stopped early" for own in entries)
         written = [*([BEST_FILE] if ranked(keeper.plan, entries) else []), TABLE_FILE, PAGE_FILE]
         self._console.print(
             f"{len(entries)} trials, {stopped} stopped early, {len(failed)} failed. "
             f"{', '.join(written)} are in {folder}"
         )
+        if keeper.book.unfinished or not keeper.is_complete:
+            left = keeper.plan.num_trials - keeper.book.num_ended
+            why = "the same command goes on with them, with a larger budget.hours if they are spent"
+            self._console.print(f"{left} trials are left; {why}", style="yellow")
         return folder
+
+    def _write(self, *, is_done: bool) -> None:
+        write_report(self._keeper.plan, self._entries, self._notes, is_done=is_done)
+        replace_text(self._clock, json.dumps(self.seconds))
 
     @property
     def _entries(self) -> list[TrialEntry]:

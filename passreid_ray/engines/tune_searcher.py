@@ -57,14 +57,14 @@ class Keeper:
 
     def report(self, number: int, settings: dict[str, Any], result: dict[str, Any]) -> None:
         """A trial reported ``result``; population based training may have changed its ``settings``."""
-        known = {"step": result.get("step"), "seconds": self._seconds(number, result)}
-        judged = {name: result[name] for name in self.metrics if name in result}
-        entry = replace(self.book.entries[number], seconds=known["seconds"], settings=settings)
-        metrics = result.get("metrics", {})
-        if known["step"] is None:  # the last word of a run that has ended
-            self._put(replace(entry, metrics={**entry.metrics, **metrics}))
-        else:
-            self._put(entry.with_report({**known, **judged}, metrics))
+        entry = replace(self.book.entries[number], settings=settings)
+        if "seconds" in result:
+            entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
+        if "step" in result:
+            judged = {name: result[name] for name in self.metrics if name in result}
+            report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}
+            entry = entry.with_report(report, result.get("metrics", {}))
+        self._put(entry)
 
     def end(self, number: int, result: dict[str, Any]) -> TrialEntry:
         """A trial has ended by itself or was stopped; its entry."""
@@ -85,9 +85,6 @@ class Keeper:
 
     def _put(self, entry: TrialEntry) -> None:
         self.book.put(entry, self.plan.trial_folder(entry.number))
-
-    def _seconds(self, number: int, result: dict[str, Any]) -> float:
-        return self._before.get(number, 0.0) + float(result.get("seconds", 0.0))
 
 
 class SweepSearcher(Searcher):

@@ -25,7 +25,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import checkpoint_name
 
-STOP_SECONDS = 60.0
+STOP_SECONDS = 600.0
 """How long a run that is told to stop may take: a worker looks whenever it logs."""
 CHECKPOINT_SECONDS = 20.0
 """How long the checkpoint of a step that was just reported may take to appear."""
@@ -49,6 +49,7 @@ class Report:
 class End:
     """The run is over."""
 
+    step: int
     metrics: dict[str, float]
     """The last value of each."""
     error: Exception | None
@@ -102,7 +103,8 @@ class RunThread:
                     scores = score_without_labels(self._config, self._plan.config.label_free, self._plan.config.seed)
         except Exception as raised:  # noqa: BLE001 whatever ended it is the end of this trial, not of the sweep
             error = raised
-        self._events.put(End({**last_values(folder), **scores}, error))
+        step, metrics = last_values(folder)
+        self._events.put(End(step, {**metrics, **scores}, error))
 
 
 class TrialRun(tune.Trainable):
@@ -130,8 +132,9 @@ class TrialRun(tune.Trainable):
         """The next report of the run; ``finished`` or ``failure`` with the last."""
         if self._run_thread is None:
             self._run_thread = RunThread(self._plan, self._config)
+        event = self._run_thread.next()
         seconds = time.monotonic() - self._start_time
-        match self._run_thread.next():
+        match event:
             case Report(step=step, progress=progress, metrics=metrics):
                 self._step = step
                 # Not the whole run yet, whatever the step: a scheduler must not cut off its last checkpoint.
@@ -141,7 +144,8 @@ class TrialRun(tune.Trainable):
                 known = self._judged(metrics)
                 if missing := [name for name in self._plan.config.metrics if name not in known]:
                     return {"done": True, "failure": f"never reported {', '.join(missing)}"}
-                return {"done": True, "finished": True, "seconds": seconds, "metrics": metrics, **known}
+                end = {"step": event.step, "seconds": seconds, "metrics": metrics}
+                return {"done": True, "finished": True, **end, **known}
             case End(error=TrainingFailed() as error):
                 raise error
             case End(error=UserError() as error):
@@ -191,12 +195,13 @@ def time_units(plan: SweepPlan) -> float:
     return float(scheduler.reduction**2) if scheduler.kind == "hyperband" else 100.0
 
 
-def last_values(folder: Path) -> dict[str, float]:
-    """The last value of each metric in the records of a run."""
+def last_values(folder: Path) -> tuple[int, dict[str, float]]:
+    """(last step, last value of each metric) in the records of a run."""
     found: dict[str, float] = {}
     for record in read_jsonl(folder / "metrics.jsonl"):
         found |= record
-    return {name: float(value) for name, value in found.items() if name != "step"}
+    step = int(found.pop("step", 0))
+    return step, {name: float(value) for name, value in found.items()}
 
 
 def _copy(source: Path, to: Path) -> None:
