@@ -31,9 +31,9 @@ def make_scheduler(plan: SweepPlan) -> TrialScheduler:
         case HyperBandConfig(reduction=reduction):
             return HyperBandScheduler(time_attr=TIME, max_t=int(units), reduction_factor=reduction, **goal)
         case MedianConfig(grace=grace, min_trials=min_trials):
-            return MedianStoppingRule(
-                time_attr=TIME, grace_period=grace * units, min_samples_required=min_trials, **goal
-            )
+            never = 2 * units  # pausing trials would save them for nothing
+            rule = {"grace_period": grace * units, "min_samples_required": min_trials, "min_time_slice": never}
+            return _MedianOfMeasured(time_attr=TIME, **rule, **goal)
         case PbtConfig() as own:
             return _KeepsNumbers(
                 time_attr=TIME,
@@ -46,6 +46,14 @@ def make_scheduler(plan: SweepPlan) -> TrialScheduler:
                 log_config=False,
                 **goal,
             )
+
+
+class _MedianOfMeasured(MedianStoppingRule):
+    """A trial that failed has nothing to compare with."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._metric in result and TIME in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 class _KeepsNumbers(PopulationBasedTraining):

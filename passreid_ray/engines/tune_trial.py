@@ -144,7 +144,7 @@ class TrialRun(tune.Trainable):
                 known = self._judged(metrics)
                 if missing := [name for name in self._plan.config.metrics if name not in known]:
                     return {"done": True, "failure": f"never reported {', '.join(missing)}"}
-                end = {"step": event.step, "seconds": seconds, "metrics": metrics}
+                end = {"step": event.step, "seconds": seconds, TIME: self._units, "metrics": metrics}
                 return {"done": True, "finished": True, **end, **known}
             case End(error=TrainingFailed() as error):
                 raise error
