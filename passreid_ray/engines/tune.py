@@ -26,8 +26,8 @@ from passreid_ray.engines.fit import outcome_in_thread
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, num_cores
 from passreid_ray.engines.run_folder import CONFIG_FILE, check_writable, differences
 from passreid_ray.engines.tune_book import ENDED, TrialEntry
-from passreid_ray.engines.tune_config import MAY_CHANGE, PbtConfig, TuneConfig
-from passreid_ray.engines.tune_plan import SweepPlan, make_plan
+from passreid_ray.engines.tune_config import MAY_CHANGE, TuneConfig
+from passreid_ray.engines.tune_plan import SweepPlan, check_at_once, make_plan
 from passreid_ray.engines.tune_report import (
     BEST_FILE,
     PAGE_FILE,
@@ -130,12 +130,12 @@ def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, 
     notes = []
     if fitting < wanted:
         notes.append(f"concurrency: {fitting} trials at once instead of {wanted}: the cluster has room for no more")
-        if isinstance(plan.config.scheduler, PbtConfig):
-            raise UserError(f"scheduler.kind: pbt trains its whole population of {wanted} at once, {fitting} fit")
     for note in notes:
         console.print(note)
     own, _ = needed_by_trial(workers, found)
-    return replace(plan, config=plan.config.model_copy(update={"concurrency": fitting})), own.gpus > 0, notes
+    plan = replace(plan, config=plan.config.model_copy(update={"concurrency": fitting}))
+    check_at_once(plan)
+    return plan, own.gpus > 0, notes
 
 
 def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
@@ -165,7 +165,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         time_budget_s=left_seconds,
         max_failures=config.retries,
         reuse_actors=plan.base.workers.num_workers == 0,  # workers of their own end with the process of the trial
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
         callbacks=[SweepCallback(keeper, deadline, reporter.changed)],
         raise_on_failed_trial=False,
         verbose=0,

@@ -34,7 +34,7 @@ class HyperBandConfig(Section):
 
     kind: Literal["hyperband"] = "hyperband"
     reduction: int = Field(default=3, ge=2)
-    """One of so many trials of a bracket goes on."""
+    """One of so many trials of a bracket goes on; a bracket is made of trials that are under way at once."""
 
 
 class MedianConfig(Section):

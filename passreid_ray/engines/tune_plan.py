@@ -10,7 +10,14 @@ from typing import Any, cast
 from passreid_ray.config import assignments, overridden, read_preset
 from passreid_ray.data.storage import is_remote
 from passreid_ray.engines.ray_cluster import num_cores
-from passreid_ray.engines.tune_config import EvolutionConfig, GridConfig, OptunaConfig, PbtConfig, TuneConfig
+from passreid_ray.engines.tune_config import (
+    EvolutionConfig,
+    GridConfig,
+    HyperBandConfig,
+    OptunaConfig,
+    PbtConfig,
+    TuneConfig,
+)
 from passreid_ray.engines.tune_jobs import LABEL_FREE, Job, JobConfig, job_of, must_agree, reported_metrics
 from passreid_ray.engines.tune_space import Choice, Space, Value, parse_space
 from passreid_ray.errors import UserError
@@ -183,15 +190,11 @@ def check_scheduler(plan: SweepPlan) -> None:
             f"scheduler.kind: {config.metric} is known at the end of a trial only, so there is nothing to stop it by; "
             "set scheduler.kind=none"
         )
+    check_at_once(plan)
     if isinstance(config.scheduler, PbtConfig):
         if config.job == "usl":
             raise UserError(
                 "scheduler.kind: pbt is for jobs whose checkpoints hold all there is; usl keeps labels beside"
-            )
-        if config.budget.trials > config.concurrency:
-            raise UserError(
-                f"scheduler.kind: pbt trains its whole population at once; give concurrency={config.budget.trials} or "
-                f"budget.trials={config.concurrency}"
             )
         fixed = must_agree(base)
         for key, dimension in plan.space.dimensions.items():
@@ -203,3 +206,21 @@ def check_scheduler(plan: SweepPlan) -> None:
                 raise UserError(f"space.{key}.when: pbt changes every setting; leave conditions out")
         if config.searcher.kind != "random":
             raise UserError(f"searcher.kind: pbt begins with random settings, not with {config.searcher.kind}")
+
+
+def check_at_once(plan: SweepPlan) -> None:
+    """Raise ``UserError`` when the scheduler needs more trials under way at once than there are."""
+    config = plan.config
+    match config.scheduler:
+        case PbtConfig() if plan.num_trials > config.concurrency:
+            raise UserError(
+                f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but concurrency "
+                f"is {config.concurrency}; give as many as budget.trials"
+            )
+        case HyperBandConfig(reduction=reduction) if reduction > config.concurrency:
+            raise UserError(
+                f"scheduler.kind: hyperband compares trials that are under way at once, {reduction} or more, but "
+                f"concurrency is {config.concurrency}; take asha, or make scheduler.reduction smaller"
+            )
+        case _:
+            pass

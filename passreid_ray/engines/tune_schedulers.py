@@ -1,6 +1,7 @@
 """Which trials end early: Ray Tune's schedulers, counting the share of a run that is done."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from ray.tune.schedulers import (
@@ -58,6 +59,10 @@ class _MedianOfMeasured(MedianStoppingRule):
 
 class _KeepsNumbers(PopulationBasedTraining):
     """A trial that goes on from another's checkpoint takes over its settings, but not its number."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # It refuses searchers, which might propose more than the population; ours ends with it.
+        super().on_trial_add(cast(Any, SimpleNamespace(search_alg=None)), trial)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)

@@ -190,9 +190,17 @@ class TrialRun(tune.Trainable):
 
 
 def time_units(plan: SweepPlan) -> float:
-    """What a whole run counts to the scheduler: hundredths, or the last rung of HyperBand."""
+    """What a whole run counts to the scheduler: hundredths, or the size of HyperBand's largest bracket.
+
+    A bracket fills with trials that are under way at once, so it is the largest power of the reduction that they fill.
+    """
     scheduler = plan.config.scheduler
-    return float(scheduler.reduction**2) if scheduler.kind == "hyperband" else 100.0
+    if scheduler.kind != "hyperband":
+        return 100.0
+    units = scheduler.reduction
+    while units * scheduler.reduction <= plan.config.concurrency:
+        units *= scheduler.reduction
+    return float(units)
 
 
 def last_values(folder: Path) -> tuple[int, dict[str, float]]:
