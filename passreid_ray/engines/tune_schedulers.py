@@ -32,8 +32,7 @@ def make_scheduler(plan: SweepPlan) -> TrialScheduler:
         case HyperBandConfig(reduction=reduction):
             return HyperBandScheduler(time_attr=TIME, max_t=int(units), reduction_factor=reduction, **goal)
         case MedianConfig(grace=grace, min_trials=min_trials):
-            never = 2 * units  # pausing trials would save them for nothing
-            rule = {"grace_period": grace * units, "min_samples_required": min_trials, "min_time_slice": never}
+            rule = {"grace_period": grace * units, "min_samples_required": min_trials}
             return _MedianOfMeasured(time_attr=TIME, **rule, **goal)
         case PbtConfig() as own:
             return _KeepsNumbers(
@@ -55,6 +54,9 @@ class _MedianOfMeasured(MedianStoppingRule):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if self._metric in result and TIME in result:
             super().on_trial_complete(tune_controller, trial, result)
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return self.CONTINUE  # not a pause, for which a trial would be saved and loaded again
 
 
 class _KeepsNumbers(PopulationBasedTraining):
