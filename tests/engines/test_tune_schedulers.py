@@ -1,5 +1,6 @@
 """What schedulers are given, and what a trial gives another to go on from. Without Ray."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,13 +37,19 @@ def test_a_bracket_is_no_larger_than_the_trials_that_are_under_way(tmp_path: Pat
     assert time_units(sweep_plan(tmp_path, **changes)) == size
 
 
+@dataclass(frozen=True)
+class _Named:
+    trial_id: str
+
+
 def test_a_failed_trial_is_nothing_to_compare_with(tmp_path: Path) -> None:
     plan = sweep_plan(tmp_path, scheduler={"kind": "median", "min_trials": 1, "grace": 0.1})
     scheduler: Any = make_scheduler(plan)
-    scheduler.on_trial_complete(None, "failed", {"failure": "no data"})
-    assert scheduler.on_trial_result(None, "first", {TIME: 50.0, "evaluation/mAP": 0.5}) == "CONTINUE"
-    scheduler.on_trial_complete(None, "first", {TIME: 100.0, "evaluation/mAP": 0.5})
-    assert scheduler.on_trial_result(None, "worse", {TIME: 50.0, "evaluation/mAP": 0.4}) == "STOP"
+    failed, first, worse = (_Named(name) for name in ("failed", "first", "worse"))
+    scheduler.on_trial_complete(None, failed, {"failure": "no data"})
+    assert scheduler.on_trial_result(None, first, {TIME: 50.0, "evaluation/mAP": 0.5}) == "CONTINUE"
+    scheduler.on_trial_complete(None, first, {TIME: 100.0, "evaluation/mAP": 0.5})
+    assert scheduler.on_trial_result(None, worse, {TIME: 50.0, "evaluation/mAP": 0.4}) == "STOP"
 
 
 def test_a_clone_goes_on_from_the_newest_checkpoint_of_its_model(tmp_path: Path) -> None:
