@@ -26,7 +26,7 @@ from passreid_ray.engines.fit import outcome_in_thread
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, num_cores
 from passreid_ray.engines.run_folder import CONFIG_FILE, check_writable, differences
 from passreid_ray.engines.tune_book import ENDED, TrialEntry
-from passreid_ray.engines.tune_config import MAY_CHANGE, TuneConfig
+from passreid_ray.engines.tune_config import JOB_MAY_CHANGE, MAY_CHANGE, TuneConfig
 from passreid_ray.engines.tune_plan import SweepPlan, check_at_once, make_plan
 from passreid_ray.engines.tune_report import (
     BEST_FILE,
@@ -103,14 +103,14 @@ def check_continues(plan: SweepPlan) -> None:
     Raises ``UserError`` when a sweep of that name is there whose trials could not be compared with new ones.
     """
     folder = plan.config.run.folder
-    for file, config, key in ((CONFIG_FILE, plan.config, ""), (JOB_FILE, plan.base, f"{plan.config.preset}: ")):
+    for file, config, may_change in ((CONFIG_FILE, plan.config, MAY_CHANGE), (JOB_FILE, plan.base, JOB_MAY_CHANGE)):
         text = to_toml(config)
         if (folder / file).is_file() and any(plan.trials_folder.glob("*")):
             then, now = read_preset(str(folder / file)), tomllib.loads(text)
             for name, (old, new) in differences(then, now).items():
-                if not name.startswith(MAY_CHANGE if file == CONFIG_FILE else ("run.",)):
+                if not name.startswith(may_change):
                     raise UserError(
-                        f"{folder}: this sweep was made with {key}{name} = {old!r}, now it is {new!r}; give the same "
+                        f"{folder}: this sweep was made with {name} = {old!r}, now it is {new!r}; give the same "
                         "settings to continue it, or another run.name to start afresh"
                     )
         replace_text(folder / file, text)

@@ -190,5 +190,6 @@ class TuneConfig(Section):
         )
 
 
-# What may differ when a sweep is continued.
-MAY_CHANGE = ("run.", "budget.", "concurrency", "retries")
+# What may differ when a sweep is continued, of its own settings and of those of its job.
+MAY_CHANGE = ("run.", "budget.", "concurrency", "retries", "preset", "overrides.")  # the last two: what they make of it
+JOB_MAY_CHANGE = ("run.", "workers.")

@@ -16,6 +16,7 @@ from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.tune import run
 from passreid_ray.engines.tune_book import TrialBook, TrialEntry
+from passreid_ray.engines.tune_jobs import reported_metrics
 from passreid_ray.engines.tune_resources import Resources, trials_at_once
 from passreid_ray.engines.tune_trial import last_values
 from passreid_ray.train.run_log import read_jsonl
@@ -56,6 +57,7 @@ def test_a_trial_is_stopped_two_fail_and_the_best_can_be_run_again(cluster: None
     _, again = last_values(pretrain.run(best, Console(file=StringIO())))
     for name in ("loss", "evaluation/mAP", "evaluation/mINP"):
         assert again[name] == entries[0].metrics[name]
+    assert set(again) == reported_metrics(best)  # what the sweep knows of a job before it has run
 
 
 @pytest.mark.timeout(200)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from passreid_ray.config import load_config
 from passreid_ray.engines.pretrain import PretrainConfig
+from passreid_ray.engines.tune import Reporter, check_continues
 from passreid_ray.engines.tune_book import TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_report import (
@@ -20,6 +21,8 @@ from passreid_ray.engines.tune_report import (
     trial_line,
     write_report,
 )
+from passreid_ray.engines.tune_searcher import Keeper
+from passreid_ray.errors import UserError
 from tests.engines.sweep_micro import sweep_plan
 
 METRIC = "evaluation/mAP"
@@ -96,3 +99,39 @@ def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> No
     assert rows[-1][:2] == ["best:", "trial_0002"]
     assert trial_line(plan, ENTRIES[2], ENTRIES).endswith("best so far")
     assert trial_line(plan, ENTRIES[3], ENTRIES) == "trial_0003 failed: broken"
+
+
+def test_a_sweep_of_failures_ends_with_a_line_and_keeps_what_there_is(plan: SweepPlan) -> None:
+    keeper = Keeper(plan)
+    for number in range(4):
+        assert keeper.next_trial() is not None
+        keeper.fail(number, "no space left")
+    with pytest.raises(UserError, match=r"all 4 trials failed, the first: no space left\. Their folders are in"):
+        Reporter(keeper, Console(file=StringIO()), []).finish()
+    folder = plan.config.run.folder
+    assert pq.read_table(folder / "trials.parquet").to_pydict()["error"] == ["no space left"] * 4
+    assert (folder / "sweep.html").is_file()
+    assert not (folder / "best.toml").exists()
+
+
+def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
+    keeper = Keeper(plan)
+    for _ in range(2):
+        keeper.next_trial()
+    keeper.end(1, {"finished": True})
+    console = Console(file=StringIO(), width=200)
+    Reporter(keeper, console, []).finish()
+    assert isinstance(console.file, StringIO)
+    assert "3 trials are left" in console.file.getvalue()
+
+
+def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    check_continues(sweep_plan(tmp_path, budget={"trials": 9}, concurrency=1, retries=5))
+    with pytest.raises(UserError, match=r"made with seed = 0, now it is 1"):
+        check_continues(sweep_plan(tmp_path, seed=1))
+    with pytest.raises(UserError, match=r"epochs = 3, now it is 5"):
+        check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))
