@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from passreid_ray.config import Section, UserPath, build, describe, load_config, read_preset, to_toml
+from passreid_ray.config import (
+    Section,
+    UserPath,
+    assignments,
+    build,
+    describe,
+    load_config,
+    overridden,
+    read_preset,
+    to_toml,
+)
 from passreid_ray.errors import UserError
 
 
@@ -247,3 +257,34 @@ def test_the_kinds_of_a_section_are_described_where_they_come_first() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Job().epochs = 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_nested_values_become_what_a_command_line_would_say() -> None:
+    values = {"epochs": 5, "optimizer": {"lr": 0.5, "clip_norm": None}, "name": "b c"}
+    typed = assignments(values)
+    assert typed == ["epochs=5", "optimizer.lr=0.5", 'optimizer.clip_norm="none"', 'name="b c"']
+    job = overridden(Job, {"epochs": 4}, typed)
+    assert (job.epochs, job.optimizer.lr, job.optimizer.clip_norm, job.name) == (5, 0.5, None, "b c")
+
+
+def test_values_that_are_laid_over_are_left_as_they_were() -> None:
+    values = {"optimizer": {"lr": 0.5}}
+    assert overridden(Job, values, ["optimizer.lr=0.2"]).optimizer.lr == 0.2
+    assert values == {"optimizer": {"lr": 0.5}}
+
+
+class Weighted(Section):
+    weights: list[float] = Field(default=[1.0, 2.0])
+    notes: dict[str, float] = Field(default={})
+
+
+def test_one_number_of_a_list_can_be_given() -> None:
+    assert load_config(Weighted, ["weights.1=5"]).weights == [1.0, 5.0]
+    with pytest.raises(UserError, match="weights: expected a position from 0 to 1, got '2'"):
+        load_config(Weighted, ["weights.2=5"])
+
+
+def test_a_key_with_dots_survives_being_written(tmp_path: Path) -> None:
+    config = Weighted(notes={"a.b": 1.0, "c d": 2.0})
+    (tmp_path / "again.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load_config(Weighted, [str(tmp_path / "again.toml")]) == config

@@ -7,10 +7,16 @@ import pytest
 from passreid_ray.config import Section, load_config
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.pretrain import PretrainConfig
+from passreid_ray.engines.tune_config import TuneConfig
 from passreid_ray.engines.usl_config import USLConfig
 
 PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "presets").glob("*.toml"))
-JOBS: dict[str, type[Section]] = {"pretrain": PretrainConfig, "usl": USLConfig, "finetune": FinetuneConfig}
+JOBS: dict[str, type[Section]] = {
+    "pretrain": PretrainConfig,
+    "usl": USLConfig,
+    "finetune": FinetuneConfig,
+    "sweep": TuneConfig,
+}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -5,9 +5,9 @@ ones winning: the defaults in the code, a TOML preset, and ``section.key=value``
 """
 
 from passreid_ray.config.describe import SectionHelp, SettingHelp, describe
-from passreid_ray.config.load import build, load_config, read_preset
+from passreid_ray.config.load import build, load_config, overridden, read_preset
 from passreid_ray.config.section import Section, SectionT, UserPath
-from passreid_ray.config.toml import to_toml
+from passreid_ray.config.toml import assignments, to_toml
 
 __all__ = [
     "Section",
@@ -15,9 +15,11 @@ __all__ = [
     "SectionT",
     "SettingHelp",
     "UserPath",
+    "assignments",
     "build",
     "describe",
     "load_config",
+    "overridden",
     "read_preset",
     "to_toml",
 ]

@@ -1,5 +1,6 @@
 """From a preset and the command line to validated settings."""
 
+import copy
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,12 @@ def load_config(
     if len(files) > 1:
         raise UserError(f"expected at most one preset before the key=value settings, got {' '.join(files)}")
     preset = files[0] if files else default_preset
-    values = _merge(cls().model_dump(), read_preset(preset, presets) if preset else {})
+    return overridden(cls, read_preset(preset, presets) if preset else {}, overrides)
+
+
+def overridden(cls: type[SectionT], values: dict[str, Any], overrides: Sequence[str]) -> SectionT:
+    """Settings of type ``cls`` from nested ``values``, over its defaults, and ``section.key=value`` ``overrides``."""
+    values = _merge(cls().model_dump(), copy.deepcopy(values))
     # A kind comes before the settings of that kind, in whatever order they were typed.
     for keys, value in sorted(map(_parse_override, overrides), key=lambda item: item[0][-1] != "kind"):
         _set(values, keys, value)
@@ -101,6 +107,10 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
             raise UserError(f"{'.'.join(keys)}: {'.'.join(keys[: depth + 1])} is a value, not a section")
     if keys[-1] == "kind" and isinstance(node, dict) and node.get("kind") != value:
         node.clear()  # settings of another kind mean nothing to this one
+    if isinstance(node, list) and node and not isinstance(node[0], dict | list):
+        _list_item(node, keys[-1], keys[:-1])
+        node[int(keys[-1])] = value
+        return
     if isinstance(node, list):
         raise UserError(f"{'.'.join(keys)}: give the whole list, or the setting of one item such as 0.root")
     node[keys[-1]] = value

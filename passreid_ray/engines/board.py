@@ -1,7 +1,7 @@
 """Where workers post what they did and the driver reads it: progress, logs, quarantine, and reasons to stop."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -12,6 +12,8 @@ from passreid_ray.engines.progress import run_progress
 from passreid_ray.train.run_log import RunLog
 
 POLL_SECONDS = 0.25
+Listener = Callable[[int, int, Mapping[str, float]], str | None]
+"""Told (step, end step, metrics) of every record; may wait, and answers with a reason to stop or None."""
 
 
 @ray.remote(num_cpus=0)
@@ -47,8 +49,19 @@ class Board:
 class Monitor:
     """Reads a board in the background and turns its records into progress, logs and files."""
 
-    def __init__(self, board: Any, log: RunLog, console: Console, *, num_rows: int, max_bad_share: float) -> None:
+    def __init__(
+        self,
+        board: Any,
+        log: RunLog,
+        console: Console,
+        *,
+        num_rows: int,
+        max_bad_share: float,
+        listener: Listener | None = None,
+    ) -> None:
         self._board = board
+        self._listener = listener
+        self._end_step = 0
         self._log = log
         self._limit = max_bad_share * num_rows
         self._num_rows = num_rows
@@ -100,6 +113,7 @@ class Monitor:
 
     def _on_start(self, step: int, end_step: int, **_: Any) -> None:
         self._log.restart_at(step)
+        self._end_step = end_step
         if step > end_step:
             self._progress.say(f"nothing to do: the run is at step {step}, these settings end at step {end_step}")
         elif step:
@@ -112,16 +126,24 @@ class Monitor:
         if metrics["data_wait_share"] > 0.1:
             state += f"  waits {metrics['data_wait_share']:.0%} for data"
         self._progress.update(step, state)
+        self._tell(step, metrics)
 
     def _on_evaluation(self, step: int, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)
         self._progress.say(
             f"step {step}: mAP {metrics['evaluation/mAP']:.2%}  rank-1 {metrics['evaluation/rank1']:.2%}"
         )
+        self._tell(step, metrics)
 
     def _on_round(self, step: int, text: str, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)
         self._progress.say(text)
+        self._tell(step, metrics)
+
+    def _tell(self, step: int, metrics: Mapping[str, float]) -> None:
+        reason = None if self._listener is None else self._listener(step, self._end_step, metrics)
+        if reason is not None:
+            self._stop(reason)
 
     def _on_collapse(self, step: int, text: str, **_: Any) -> None:
         if not self._collapsed:

@@ -34,9 +34,11 @@ def run_job(
     *,
     presets: Path | None = None,
     default_preset: str | None = None,
+    preset_prefix: str | None = None,
 ) -> None:
     """Build the settings from ``arguments`` (default: the command line) and call ``run``; exits not 0 on failure.
 
+    ``preset_prefix``: what the names of its presets begin with, where that is not the name of the job.
     Without a preset among the arguments ``default_preset`` is used, or the defaults of ``config_cls``. A ``UserError``
     is printed as its one line, without a traceback; so is a file that cannot be read or written.
     """
@@ -46,7 +48,7 @@ def run_job(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         if {"-h", "--help"} & set(arguments):
-            print_help(config_cls, summary or "", presets, default_preset)
+            print_help(config_cls, summary or "", presets, default_preset, preset_prefix)
             return
         run(load_config(config_cls, arguments, presets=presets, default_preset=default_preset))
     except UserError as error:
@@ -62,12 +64,14 @@ def run_job(
         sys.exit(EXIT_INTERRUPTED)
 
 
-def print_help(config_cls: type[Section], summary: str, presets: Path, default_preset: str | None) -> None:
+def print_help(
+    config_cls: type[Section], summary: str, presets: Path, default_preset: str | None, preset_prefix: str | None = None
+) -> None:
     """Print what the job does, how it is called, its presets and every setting with default and meaning."""
     terminal = Console(highlight=False)
     console = terminal if terminal.is_terminal else Console(highlight=False, width=PIPED_WIDTH)
     job = Path(sys.argv[0]).name
-    names = sorted(file.stem for file in presets.glob(f"{Path(job).stem}_*.toml"))
+    names = sorted(file.stem for file in presets.glob(f"{preset_prefix or Path(job).stem}_*.toml"))
     console.print(summary.strip(), markup=False)
     console.print(f"\nusage: python jobs/{job} [PRESET] [section.key=value ...]\n", markup=False)
     if names:

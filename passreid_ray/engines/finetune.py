@@ -11,6 +11,7 @@ import ray
 from rich.console import Console
 
 from passreid_ray.data.known_sets import check_known_set
+from passreid_ray.engines.board import Listener
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.finetune_worker import build_losses, image_input, steps_per_epoch, train_worker
 from passreid_ray.engines.fit import fit_and_watch
@@ -25,10 +26,10 @@ from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel
 
 
-def run(config: FinetuneConfig, console: Console | None = None) -> Path:
+def run(config: FinetuneConfig, console: Console | None = None, listener: Listener | None = None) -> Path:
     """Tune as ``config`` says, or continue the run of that name; the folder of the run.
 
-    Every check that needs no cluster comes before Ray starts.
+    Every check that needs no cluster comes before Ray starts. ``listener`` is told what is logged.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     config = with_start(config)
@@ -71,6 +72,7 @@ def run(config: FinetuneConfig, console: Console | None = None) -> Path:
         console,
         num_rows=len(task.rows),
         max_bad_share=config.max_bad_share,
+        listener=listener,
     )
     print_summary(config.run.folder, console)
     console.print(
@@ -90,7 +92,7 @@ def check_settings(config: FinetuneConfig, task: LabelledTask) -> None:
         raise UserError(
             f"losses.average_k.k: {config.losses.average_k.k} candidates of {task.num_persons} people; give fewer"
         )
-    ranking, parts = config.ranking, config.workers.num_workers * config.ranking.micro_batches
+    ranking, parts = config.ranking, config.workers.world_size * config.ranking.micro_batches
     if ranking.steps and ranking.triplets_per_step % parts:
         raise UserError(
             f"ranking.triplets_per_step: {ranking.triplets_per_step} triplets cannot be divided among "

@@ -13,7 +13,7 @@ from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
-from passreid_ray.engines.board import Board, Monitor
+from passreid_ray.engines.board import Board, Listener, Monitor
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.engines.task_errors import users_mistake
@@ -21,6 +21,10 @@ from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import RunLog
 
 TrainWorker = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailed(UserError):
+    """Workers crashed more often than they may be restarted: another attempt may succeed."""
 
 
 def fit(
@@ -42,13 +46,13 @@ def fit(
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    error = _outcome_in_thread(trainer.fit)
+    error = outcome_in_thread(trainer.fit)
     if (reason := _stop_reason(board)) is not None:
         raise UserError(reason)
     if error is not None:
         path = run.folder / "error.log"
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        raise UserError(
+        raise TrainingFailed(
             f"training failed and restarts did not help: {_last_line(error)}. All of it is in {path}; "
             "the same command goes on from the last checkpoint"
         )
@@ -63,10 +67,15 @@ def fit_and_watch(
     *,
     num_rows: int,
     max_bad_share: float,
+    listener: Listener | None = None,
 ) -> None:
-    """``fit`` with a board, under the key "board" of ``loop_config``, that is read into logs and progress meanwhile."""
+    """``fit`` with a board, under the key "board" of ``loop_config``, that is read into logs and progress meanwhile.
+
+    ``listener`` is told what is logged.
+    """
     board: Any = Board.remote()
-    with Monitor(board, RunLog(run.folder), console, num_rows=num_rows, max_bad_share=max_bad_share):
+    log = RunLog(run.folder)
+    with Monitor(board, log, console, num_rows=num_rows, max_bad_share=max_bad_share, listener=listener):
         fit(train_worker, {**loop_config, "board": board}, run, workers, board)
 
 
@@ -85,7 +94,7 @@ def _stop_reason(board: Any) -> str | None:
         return None  # the board went down with the cluster
 
 
-def _outcome_in_thread(function: Callable[[], Any]) -> BaseException | None:
+def outcome_in_thread(function: Callable[[], Any]) -> BaseException | None:
     """Call ``function`` in a thread and wait for its end; what it raised, if anything."""
     # In the main thread Ray Train would take over Ctrl-C, and end the process without a word and with status 1.
     outcome: list[BaseException] = []

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import ray
@@ -22,6 +22,7 @@ from passreid_ray.data.order import EpochwiseOrder, first_step
 from passreid_ray.data.stream import EncodedStream
 from passreid_ray.data.streamed_order import OrderConfig
 from passreid_ray.distributed import gathered, is_sharded
+from passreid_ray.engines.board import Listener
 from passreid_ray.engines.embedding import FusedViT, ImageInput, read_images
 from passreid_ray.engines.fit import fit_and_watch, refusal
 from passreid_ray.engines.precheck import check_patches, check_readable
@@ -54,6 +55,7 @@ from passreid_ray.views import PixelStatistics, ViewsConfig, normalize
 from passreid_ray.viz.attention import attention_picture
 
 NUM_PICTURED = 8
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class EvaluationConfig(LabelledData):
@@ -84,6 +86,8 @@ class PretrainConfig(Section):
     """Type in which models compute; weights stay fp32."""
     student_temp: float = Field(default=0.1, gt=0)
     """Temperature of the student."""
+    token_weights: list[NonNegative] | None = None
+    """Weights of the loss of each token, CLS first, then the parts; none: all 1, as in PASS."""
     koleo_weight: float = Field(default=0.0, ge=0)
     """Weight of the KoLeo loss, which spreads the student's CLS features (DINOv2); PASS has none."""
     masked_patch: MaskedPatchConfig = MaskedPatchConfig()
@@ -109,14 +113,25 @@ class PretrainConfig(Section):
 
     def epoch_order(self, rows: Rows) -> EpochwiseOrder:
         """The order of ``rows``; raises ``UserError`` when batches cannot be shared out or filled."""
-        parts = self.workers.num_workers * self.micro_batches
+        parts = self.workers.world_size * self.micro_batches
         if self.batch_size % parts:
             raise UserError(
                 f"batch_size: {self.batch_size} images cannot be divided among {self.workers.num_workers} workers in "
                 f"{self.micro_batches} micro-batches; make it a multiple of {parts}"
             )
-        sharing = {"batch_size": self.batch_size, "seed": self.seed, "num_workers": self.workers.num_workers}
+        sharing = {"batch_size": self.batch_size, "seed": self.seed, "num_workers": self.workers.world_size}
         return self.order.build(rows.group_starts, len(rows), **sharing)
+
+    def weight_of_each_token(self) -> tuple[float, ...] | None:
+        """``token_weights``; raises ``UserError`` unless there is one of each token and one above 0."""
+        num_tokens = 1 + self.views.num_parts
+        weights = self.token_weights
+        if weights is not None and (len(weights) != num_tokens or not any(weights)):
+            raise UserError(
+                f"token_weights: expected {num_tokens} weights, of CLS and {self.views.num_parts} parts, one of them "
+                f"above 0; got {weights}"
+            )
+        return None if weights is None else tuple(weights)
 
     def schedule(self, order: EpochwiseOrder) -> PassSchedule:
         """The schedules of this run."""
@@ -127,15 +142,16 @@ class PretrainConfig(Section):
 MUST_AGREE = ("seed", "batch_size", "order.", "views.", "model.", "head.", "masked_patch.")
 
 
-def run(config: PretrainConfig, console: Console | None = None) -> Path:
+def run(config: PretrainConfig, console: Console | None = None, listener: Listener | None = None) -> Path:
     """Pre-train as ``config`` says, or continue the run of that name; the folder of the run.
 
-    Every check that needs no cluster comes before Ray starts.
+    Every check that needs no cluster comes before Ray starts. ``listener`` is told what is logged.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     rows = open_rows(config.data)
     eval_rows, eval_notes = config.evaluation.open()
     order = config.epoch_order(rows)
+    config.weight_of_each_token()
     check_model(config)
     check_readable(rows, config.max_bad_share)
     fingerprint = rows.fingerprint()
@@ -163,6 +179,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
         console,
         num_rows=len(rows),
         max_bad_share=config.max_bad_share,
+        listener=listener,
     )
     write_pictures(config, eval_rows or rows)
     print_summary(config.run.folder, console)
@@ -172,7 +189,7 @@ def run(config: PretrainConfig, console: Console | None = None) -> Path:
 
 def check_model(config: PretrainConfig) -> None:
     """Build a student with its first weights: what cannot be built, shared or loaded is told before Ray starts."""
-    num_workers = config.workers.num_workers
+    num_workers = config.workers.world_size
     hides_patches = config.masked_patch.weight > 0
     check_sharing(
         config.sharing.strategy,
@@ -273,6 +290,7 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
     settings = StepSettings(
         student_temp=config.student_temp,
         centering=config.teacher.centering,
+        token_weights=config.weight_of_each_token(),
         koleo_weight=config.koleo_weight,
         masked_patch=config.masked_patch,
         center_momentum=config.teacher.center_momentum,

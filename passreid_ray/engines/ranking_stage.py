@@ -148,14 +148,16 @@ class Mining:
         Raises ``UserError`` when it would take a GPU that a worker needs.
         """
         share, found = task.config.miner_gpus, ray.cluster_resources().get("GPU", 0)
-        taken = workers.num_workers if workers.to_ray().use_gpu else 0
+        taken = workers.world_size if workers.to_ray().use_gpu else 0
         if share and taken + share > found:
             raise UserError(
                 f"ranking.miner_gpus: {share:g} beside {taken} of the workers, but the cluster has {found:g} GPUs; set "
                 "ranking.miner_gpus=0 to mine on CPUs, or workers.num_workers lower"
             )
         restarts = {"max_restarts": workers.max_failures, "max_task_retries": workers.max_failures}
-        miner = TripletMiner.options(num_gpus=share, **restarts)  # pyright: ignore[reportAttributeAccessIssue]
+        # "DEFAULT": not from what a sweep has set aside for the process of a trial, which has no GPU for it.
+        place = {"num_gpus": share, "scheduling_strategy": "DEFAULT"}
+        miner = TripletMiner.options(**place, **restarts)  # pyright: ignore[reportAttributeAccessIssue]
         return cls(miner.remote(), task)
 
     def mine(self, model: ReidModel, round_index: int) -> tuple[NDArray[np.int64], Mined | None]:

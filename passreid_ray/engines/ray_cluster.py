@@ -8,6 +8,7 @@ from typing import Literal
 
 import psutil
 import ray
+import torch
 from pydantic import Field
 from ray.data import DataContext
 from ray.train import ScalingConfig
@@ -35,8 +36,9 @@ OBJECT_STORE_LIMITS_BYTES = (256 * 2**20, 8 * 2**30)
 class WorkersConfig(Section):
     """How many processes share the work, and what each gets."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Training processes; a batch is divided among them and results do not depend on their number."""
+    num_workers: int = Field(default=1, ge=0)
+    """Training processes; a batch is divided among them and results do not depend on their number. 0: train in the
+    process of the job itself, which starts sooner, but whose crash ends the run (the same command goes on)."""
     use_gpu: bool | Literal["auto"] = "auto"
     """One GPU per worker; auto: when the cluster has enough of them."""
     threads: int | None = Field(default=None, ge=1)
@@ -46,6 +48,8 @@ class WorkersConfig(Section):
 
     def to_ray(self) -> ScalingConfig:
         """Ray's counterpart, once Ray runs. Raises ``UserError`` when the cluster has too few CPUs or GPUs."""
+        if self.num_workers == 0:
+            return self._in_this_process()
         num_gpus, num_cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
         if num_cpus <= self.num_workers:
             raise UserError(
@@ -59,9 +63,28 @@ class WorkersConfig(Section):
             num_workers=self.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
         )
 
+    def _in_this_process(self) -> ScalingConfig:
+        has_gpu = torch.cuda.is_available()
+        if self.use_gpu is True and not has_gpu:
+            raise UserError(
+                "workers.use_gpu: true, but the process of this job, where workers.num_workers=0, has no GPU"
+            )
+        if self.use_gpu is False and has_gpu:
+            # Ray Train takes the GPU that it finds, whatever it is told.
+            raise UserError(
+                "workers.use_gpu: false, but the process of this job, where workers.num_workers=0, has a GPU and would "
+                "use it; set CUDA_VISIBLE_DEVICES= (nothing) to hide it"
+            )
+        return ScalingConfig(num_workers=0)
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share a batch."""
+        return max(1, self.num_workers)
+
     def threads_per_worker(self) -> int:
         """CPU threads of one worker."""
-        return self.threads or max(1, num_cores() // self.num_workers)
+        return self.threads or max(1, num_cores() // self.world_size)
 
 
 def num_cores() -> int:

@@ -20,7 +20,8 @@ CONFIG_FILE = "config.toml"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """``name`` as it is; raises ``ValueError`` when it cannot be the name of a folder everywhere."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError("expected letters, digits, '.', '_' and '-', the first a letter or a digit")
     return name
@@ -29,7 +30,7 @@ def _folder_name(name: str) -> str:
 class RunConfig(Section):
     """Name and place of a run. The same name continues the run that is there."""
 
-    name: Annotated[str, AfterValidator(_folder_name)] = "pretrain"
+    name: Annotated[str, AfterValidator(folder_name)] = "pretrain"
     """Name of the run and of its folder."""
     output: UserPath = Path("outputs")
     """Folder that holds the folders of runs: logs, resolved settings, pictures."""
@@ -134,16 +135,30 @@ def _check_storage(run: RunConfig) -> None:
 
 
 def _check_agreement(run: RunConfig, old: dict[str, Any], config: Section, keys: tuple[str, ...]) -> None:
-    old_flat, new_flat = _flatten(old), _flatten(config.model_dump(mode="json"))
     # A run may be older than a setting: it was made as the setting's default says.
-    defaults = _flatten(type(config).model_construct().model_dump(mode="json"))
-    old_flat |= {key: defaults[key] for key in new_flat.keys() - old_flat.keys() if key in defaults}
-    for key in sorted(old_flat.keys() | new_flat.keys()):
-        if key.startswith(keys) and old_flat.get(key) != new_flat.get(key):
+    default = type(config).model_construct().model_dump(mode="json")
+    for key, (before, now) in differences(old, config.model_dump(mode="json"), default).items():
+        if key.startswith(keys):
             raise UserError(
-                f"{run.folder}: this run was made with {key} = {old_flat.get(key)!r}, now it is {new_flat.get(key)!r}; "
+                f"{run.folder}: this run was made with {key} = {before!r}, now it is {now!r}; "
                 "give the same settings to continue it, or another run.name to start afresh"
             )
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], default: dict[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys of nested settings that are not the same, with (old, new) value; None where there is none.
+
+    What only ``new`` has is compared with ``default``, where that has it.
+    """
+    old_flat, new_flat, default_flat = _flatten(old), _flatten(new), _flatten(default or {})
+    old_flat |= {key: default_flat[key] for key in new_flat.keys() - old_flat.keys() if key in default_flat}
+    return {
+        key: (old_flat.get(key), new_flat.get(key))
+        for key in sorted(old_flat.keys() | new_flat.keys())
+        if old_flat.get(key) != new_flat.get(key)
+    }
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -114,7 +114,7 @@ def start_notes(config: TuningConfig) -> list[str]:
 
 def check_shares(config: TuningConfig) -> None:
     """Raise ``UserError`` when a batch cannot be made of whole identities, or not shared out among the workers."""
-    for unit, name in ((config.images_per_identity, "images_per_identity"), (config.workers.num_workers, "workers")):
+    for unit, name in ((config.images_per_identity, "images_per_identity"), (config.workers.world_size, "workers")):
         if config.batch_size % unit:
             raise UserError(f"batch_size: {config.batch_size} images cannot be divided by {unit} ({name})")
 

@@ -22,6 +22,7 @@ from passreid_ray.data import JUNK_PERSON_ID, Rows, open_rows
 from passreid_ray.data.identity_order import IdentityOrder
 from passreid_ray.data.rows import join_rows
 from passreid_ray.data.stream import Stream, bad_images
+from passreid_ray.engines.board import Listener
 from passreid_ray.engines.cluster_picture import write_cluster_picture
 from passreid_ray.engines.clustering import object_store_bytes
 from passreid_ray.engines.embedding import ImageInput
@@ -45,10 +46,10 @@ from passreid_ray.train.worker import WorkerContext
 from passreid_ray.views import normalize
 
 
-def run(config: USLConfig, console: Console | None = None) -> Path:
+def run(config: USLConfig, console: Console | None = None, listener: Listener | None = None) -> Path:
     """Tune as ``config`` says, or continue the run of that name; the folder of the run.
 
-    Every check that needs no cluster comes before Ray starts.
+    Every check that needs no cluster comes before Ray starts. ``listener`` is told what is logged.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     config = with_start(config)
@@ -88,6 +89,7 @@ def run(config: USLConfig, console: Console | None = None) -> Path:
         console,
         num_rows=len(task.rows),
         max_bad_share=config.max_bad_share,
+        listener=listener,
     )
     labels_N = read_labels(config.rounds_store)
     write_labels(config.run.folder / LABELS_FILE, task.rows.image_ids[task.target], labels_N[task.target])

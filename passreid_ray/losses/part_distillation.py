@@ -43,7 +43,7 @@ def part_distillation_terms(
     return torch.stack(losses), [_num_pairs(len(s_VBK), len(t_GBK)) for s_VBK, t_GBK in pairs]
 
 
-def mean_over_pairs(loss_T: Tensor, num_pairs: Sequence[int]) -> Tensor:
+def mean_over_pairs(loss_T: Tensor, num_pairs: Sequence[float]) -> Tensor:
     """The tokens' losses weighted by their number of pairs; a scalar."""
     # Plain numbers: a tensor of weights would have to be copied to the device, which waits for it.
     weighted = [loss * weight for loss, weight in zip(loss_T.unbind(), num_pairs, strict=True)]

@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +44,7 @@ def count_flops(function: Callable[[], object]) -> int:
     out, as is usual where a share of a device's peak is meant.
     """
     # torch's own counter does not know the products that are added in place, and not oneDNN's.
-    unknown = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _addmm_flops}
+    unknown: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _addmm_flops}
     if HAS_ONEDNN:
         unknown[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter:

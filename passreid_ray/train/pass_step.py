@@ -72,6 +72,8 @@ class StepSettings:
 
     student_temp: float = 0.1
     centering: Centering = "mean"
+    token_weights: tuple[float, ...] | None = None
+    """Of CLS, then of each part; None: all 1."""
     koleo_weight: float = 0.0
     masked_patch: MaskedPatchConfig = field(default_factory=MaskedPatchConfig)
     center_momentum: float = 0.9
@@ -250,7 +252,7 @@ def _accumulate_gradients(
                 loss_T, features_GBTD, own_bottlenecks, patch_loss = state.forward(
                     global_GBCHW, local_PLBCHW, own_targets, noise, settings.student_temp, hidden
                 )
-            loss = mean_over_pairs(loss_T, views.pairs_per_token)
+            loss = mean_over_pairs(loss_T, _weights_of_tokens(views, settings))
             total = loss
             if settings.koleo_weight > 0:
                 koleo = torch.stack([koleo_loss(cls_BD) for cls_BD in features_GBTD[:, :, 0]]).mean()
@@ -264,6 +266,12 @@ def _accumulate_gradients(
     student = [torch.cat(own, dim=1) for own in zip(*bottlenecks, strict=True)]
     means = distributed.all_reduce_mean(torch.stack(losses).mean(0))
     return (means[:-1], student, means[-1]) if teacher.hidden else (means, student, None)
+
+
+def _weights_of_tokens(views: Views, settings: StepSettings) -> list[float]:
+    """What each token's loss counts in the mean: its pairs of views times its own weight."""
+    weights = settings.token_weights or (1.0,) * len(views.pairs_per_token)
+    return [pairs * weight for pairs, weight in zip(views.pairs_per_token, weights, strict=True)]
 
 
 def _apply_gradients(state: PassState, norms_N: Tensor, rates: PassRates, settings: StepSettings) -> None:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
@@ -19,6 +20,8 @@ class RunLog:
 
     def restart_at(self, step: int) -> None:
         """Drop records after ``step``: a worker that resumes there will write them again."""
+        from torch.utils.tensorboard import SummaryWriter  # costs seconds: the process of a board does without
+
         self.close()
         path = self.folder / "metrics.jsonl"
         kept = [record for record in read_jsonl(path) if step and record["step"] <= step]

@@ -1,5 +1,5 @@
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,27 @@ def test_metrics_are_logged_and_waiting_for_data_is_told(board: Any, tmp_path: P
         {"step": 5, **METRICS},
         {"step": 5, "evaluation/mAP": 0.25, "evaluation/rank1": 0.5},
     ]
+
+
+def test_a_listener_hears_what_is_measured_and_its_answer_stops_the_run(board: Any, tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    def listener(step: int, end_step: int, metrics: Mapping[str, float]) -> str | None:
+        heard.append((step, end_step, dict(metrics)))
+        return "enough" if "evaluation/mAP" in metrics else None
+
+    scores = {"evaluation/mAP": 0.25, "evaluation/rank1": 0.5}
+    with Monitor(board, RunLog(tmp_path), Console(file=StringIO()), num_rows=1, max_bad_share=0, listener=listener):
+        for record in (
+            {"kind": "start", "step": 0, "end_step": 8},
+            {"kind": "metrics", "step": 2, "metrics": METRICS},
+            {"kind": "say", "text": "hello"},
+            {"kind": "evaluation", "step": 2, "metrics": scores},
+            {"kind": "round", "step": 4, "text": "round 1", "metrics": {"cluster/eps": 0.5}},
+        ):
+            ray.get(board.post.remote({"rank": 0, **record}))
+    assert heard == [(2, 8, METRICS), (2, 8, scores), (4, 8, {"cluster/eps": 0.5})]
+    assert ray.get(board.stop_reason.remote()) == "enough"
 
 
 def test_a_run_that_is_past_its_end_is_told_so(board: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from passreid_ray.engines.board import Board
-from passreid_ray.engines.fit import _outcome_in_thread, fit
+from passreid_ray.engines.fit import fit, outcome_in_thread
 from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.run_folder import RunConfig
 from passreid_ray.errors import UserError
@@ -21,14 +21,14 @@ def test_ctrl_c_reaches_the_caller_while_the_work_goes_on_elsewhere() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with "&"
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        _outcome_in_thread(lambda: ended.wait(20))
+        outcome_in_thread(lambda: ended.wait(20))
     signal.signal(signal.SIGINT, before)
     ended.set()
 
 
 def test_the_outcome_is_the_error_or_nothing() -> None:
-    assert _outcome_in_thread(lambda: time.sleep(0)) is None
-    assert isinstance(_outcome_in_thread(lambda: torch.zeros(2) @ torch.zeros(3)), RuntimeError)
+    assert outcome_in_thread(lambda: time.sleep(0)) is None
+    assert isinstance(outcome_in_thread(lambda: torch.zeros(2) @ torch.zeros(3)), RuntimeError)
 
 
 def raise_user_error(loop_config: dict[str, object]) -> None:

@@ -182,6 +182,24 @@ def test_two_workers_equal_one_with_the_doubled_batch_over_20_steps(variant: Var
     run_on_ranks(_assert_equal_to_one_worker, variant, tolerance, losses, tensors, world_size=2)
 
 
+def test_a_token_counts_as_its_weight_says() -> None:
+    views = random_views(4, seed=0, dtype=torch.float64)
+    metrics = train_step(
+        tiny_state(dtype=torch.float64), views, RATES, StepSettings(token_weights=(2.0, 1.0, 0.0, 1.0))
+    )
+    terms_T = np.array([float(metrics[f"loss/{token}"]) for token in ("cls", "part0", "part1", "part2")])
+    share_T = np.array([2.0, 1.0, 0.0, 1.0]) * views.pairs_per_token
+    assert float(metrics["loss"]) == pytest.approx(float(terms_T @ share_T / share_T.sum()), rel=1e-12)
+
+
+def test_weights_that_are_all_the_same_change_nothing() -> None:
+    losses, tensors = Variant().train(steps=3)
+    same_losses, same = Variant(settings=StepSettings(token_weights=(2.0,) * 4)).train(steps=3)
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-12)
+    for name, value in same.items():
+        np.testing.assert_allclose(value, tensors[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_micro_batches_equal_the_whole_batch(centering: Centering) -> None:
     whole_losses, whole = Variant(settings=StepSettings(centering=centering)).train(steps=3)

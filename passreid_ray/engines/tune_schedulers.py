@@ -1,0 +1,89 @@
+"""Which trials end early: Ray Tune's schedulers, counting the share of a run that is done."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from passreid_ray.engines.tune_config import AshaConfig, HyperBandConfig, MedianConfig, NoScheduler, PbtConfig
+from passreid_ray.engines.tune_plan import SweepPlan
+from passreid_ray.engines.tune_space import Choice, Dimension, clipped, sampled
+from passreid_ray.engines.tune_trial import TIME, time_units
+
+
+def make_scheduler(plan: SweepPlan) -> TrialScheduler:
+    """The scheduler of the sweep."""
+    config, units = plan.config, time_units(plan)
+    goal: dict[str, Any] = {"metric": config.metric, "mode": config.mode}
+    match config.scheduler:
+        case NoScheduler():
+            return FIFOScheduler()
+        case AshaConfig(grace=grace, reduction=reduction):
+            rungs = {"grace_period": grace * units, "reduction_factor": reduction, "max_t": units}
+            return AsyncHyperBandScheduler(time_attr=TIME, **rungs, **goal)
+        case HyperBandConfig(reduction=reduction):
+            return HyperBandScheduler(time_attr=TIME, max_t=int(units), reduction_factor=reduction, **goal)
+        case MedianConfig(grace=grace, min_trials=min_trials):
+            rule = {"grace_period": grace * units, "min_samples_required": min_trials}
+            return _MedianOfMeasured(time_attr=TIME, **rule, **goal)
+        case PbtConfig() as own:
+            return _KeepsNumbers(
+                time_attr=TIME,
+                perturbation_interval=own.interval * units,
+                quantile_fraction=own.quantile,
+                resample_probability=own.resample,
+                hyperparam_mutations={"settings": _mutations(plan, np.random.default_rng(config.seed))},
+                custom_explore_fn=_Explore(plan.space.dimensions),
+                require_attrs=False,
+                log_config=False,
+                **goal,
+            )
+
+
+class _MedianOfMeasured(MedianStoppingRule):
+    """A trial that failed has nothing to compare with."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if self._metric in result and TIME in result:
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return self.CONTINUE  # not a pause, for which a trial would be saved and loaded again
+
+
+class _KeepsNumbers(PopulationBasedTraining):
+    """A trial that goes on from another's checkpoint takes over its settings, but not its number."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # It refuses searchers, which might propose more than the population; ours ends with it.
+        super().on_trial_add(cast(Any, SimpleNamespace(search_alg=None)), trial)
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, "number": trial.config["number"]}, operations
+
+
+class _Explore:
+    """Brings settings that were changed by a factor back into their ranges."""
+
+    def __init__(self, dimensions: dict[str, Dimension]) -> None:
+        self._dimensions = dimensions
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        settings = {key: clipped(self._dimensions[key], value) for key, value in config["settings"].items()}
+        return {**config, "settings": settings}
+
+
+def _mutations(plan: SweepPlan, rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        key: list(own.values) if isinstance(own, Choice) else lambda own=own: sampled(own, rng)
+        for key, own in plan.space.dimensions.items()
+    }

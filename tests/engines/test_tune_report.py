@@ -1,0 +1,137 @@
+import json
+import math
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from passreid_ray.config import load_config
+from passreid_ray.engines.pretrain import PretrainConfig
+from passreid_ray.engines.tune import Reporter, check_continues
+from passreid_ray.engines.tune_book import TrialEntry
+from passreid_ray.engines.tune_plan import SweepPlan
+from passreid_ray.engines.tune_report import (
+    best_preset,
+    print_table,
+    ranked,
+    sweep_record,
+    trial_line,
+    write_report,
+)
+from passreid_ray.engines.tune_searcher import Keeper
+from passreid_ray.errors import UserError
+from tests.engines.sweep_micro import sweep_plan
+
+METRIC = "evaluation/mAP"
+
+
+def entry(number: int, value: float | None, status: Any = "finished", **settings: Any) -> TrialEntry:
+    metrics = {} if value is None else {METRIC: value}
+    settings = settings or {"optimizer.lr": 0.01 * (1 + number), "student_temp": 0.1}
+    return TrialEntry(number, settings, settings, 0, status, number, metrics, error="broken" if value is None else "")
+
+
+ENTRIES = [
+    entry(0, 0.3),
+    entry(1, 0.5, "stopped early"),
+    entry(2, 0.4),
+    entry(3, None, "failed"),
+    entry(4, math.nan),
+]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    return sweep_plan(tmp_path)
+
+
+def test_trials_that_ran_to_their_end_come_before_those_that_were_stopped(plan: SweepPlan) -> None:
+    assert [own.number for own in ranked(plan, ENTRIES)] == [2, 0, 1]
+
+
+def test_the_best_preset_is_the_trial_by_itself(plan: SweepPlan, tmp_path: Path) -> None:
+    path = tmp_path / "best.toml"
+    path.write_text(best_preset(plan, ENTRIES[2]), encoding="utf-8")
+    found = load_config(PretrainConfig, [str(path)])
+    trial = plan.trial_config(2, ENTRIES[2].settings, use_gpu=False)
+    assert found.run.folder == tmp_path / "sweep_best"
+    same = {"run": trial.run, "workers": found.workers.model_copy(update={"use_gpu": trial.workers.use_gpu})}
+    assert found.model_copy(update=same) == trial
+    assert found.optimizer.lr == 0.03
+    assert "evaluation/mAP = 0.4" in path.read_text(encoding="utf-8")
+
+
+def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: SweepPlan, tmp_path: Path) -> None:
+    folder = plan.config.run.folder
+    folder.mkdir()
+    mixed = entry(5, 0.1, **{"views.global_scale": [0.3, 1.0], "student_temp": 0.2})
+    write_report(plan, [*ENTRIES, mixed], [], is_done=False)
+    table = pq.read_table(folder / "trials.parquet").to_pydict()
+    assert table["number"] == [0, 1, 2, 3, 4, 5]
+    assert table["status"][1] == "stopped early"
+    assert table["settings.student_temp"][5] == 0.2
+    assert [own and json.loads(own) for own in table["settings.views.global_scale"]] == [None] * 5 + [[0.3, 1.0]]
+    assert table[METRIC][:3] == [0.3, 0.5, 0.4]
+    assert table[METRIC][3] is None
+    assert (folder / "sweep.html").stat().st_size > 1000
+    assert not list(folder.glob("*.part"))
+
+
+def test_the_rank_correlation_of_the_two_scores_is_in_the_report(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"label_free": {"enabled": True}}
+    plan = sweep_plan(tmp_path, **changes)
+    entries = [
+        TrialEntry(n, {}, {}, 0, "finished", n, {METRIC: 0.1 * n, "label_free/kl": float(6 - n)}) for n in range(6)
+    ]
+    notes = sweep_record(plan, entries, [], is_done=True).notes
+    assert any("Spearman -1.00" in note for note in notes)
+
+
+def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> None:
+    console = Console(file=StringIO(), width=200)
+    print_table(plan, ENTRIES, console)
+    assert isinstance(console.file, StringIO)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert [row[1] for row in rows if row[0] == "│"] == ["2", "0", "1"]
+    assert rows[-1][:2] == ["best:", "trial_0002"]
+    assert trial_line(plan, ENTRIES[2], ENTRIES).endswith("best so far")
+    assert trial_line(plan, ENTRIES[3], ENTRIES) == "trial_0003 failed: broken"
+
+
+def test_a_sweep_of_failures_ends_with_a_line_and_keeps_what_there_is(plan: SweepPlan) -> None:
+    keeper = Keeper(plan)
+    for number in range(4):
+        assert keeper.next_trial() is not None
+        keeper.fail(number, "no space left")
+    with pytest.raises(UserError, match=r"all 4 trials failed, the first: no space left\. Their folders are in"):
+        Reporter(keeper, Console(file=StringIO()), []).finish()
+    folder = plan.config.run.folder
+    assert pq.read_table(folder / "trials.parquet").to_pydict()["error"] == ["no space left"] * 4
+    assert (folder / "sweep.html").is_file()
+    assert not (folder / "best.toml").exists()
+
+
+def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
+    keeper = Keeper(plan)
+    for _ in range(2):
+        keeper.next_trial()
+    keeper.end(1, {"finished": True})
+    console = Console(file=StringIO(), width=200)
+    Reporter(keeper, console, []).finish()
+    assert isinstance(console.file, StringIO)
+    assert "3 trials are left" in console.file.getvalue()
+
+
+def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    check_continues(sweep_plan(tmp_path, budget={"trials": 9}, concurrency=1, retries=5))
+    with pytest.raises(UserError, match=r"made with seed = 0, now it is 1"):
+        check_continues(sweep_plan(tmp_path, seed=1))
+    with pytest.raises(UserError, match=r"epochs = 3, now it is 5"):
+        check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))

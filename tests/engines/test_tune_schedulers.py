@@ -1,0 +1,74 @@
+"""What schedulers are given, and what a trial gives another to go on from. Without Ray."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from passreid_ray.engines.tune_schedulers import make_scheduler
+from passreid_ray.engines.tune_trial import TIME, TrialRun, time_units
+from passreid_ray.train.state_files import load_state, save_state
+from tests.engines.sweep_micro import sweep_plan
+
+PBT: dict[str, Any] = {"scheduler": {"kind": "pbt", "resample": 0.5}, "concurrency": 4}
+
+
+def test_a_population_keeps_its_numbers_and_its_ranges(tmp_path: Path) -> None:
+    scheduler: Any = make_scheduler(sweep_plan(tmp_path, **PBT))
+    bad = SimpleNamespace(config={"number": 3, "settings": {"optimizer.lr": 0.002, "student_temp": 0.1}})
+    good = SimpleNamespace(config={"number": 1, "settings": {"optimizer.lr": 0.099, "student_temp": 0.2}})
+    rates = set()
+    for _ in range(50):
+        config, _ = scheduler._get_new_config(bad, good)
+        assert config["number"] == 3
+        assert 1e-3 <= config["settings"]["optimizer.lr"] <= 1e-1
+        assert config["settings"]["student_temp"] in (0.1, 0.2)
+        rates.add(config["settings"]["optimizer.lr"])
+    assert 0.1 in rates  # 1.2 times 0.099, brought back
+    assert any(abs(rate - 0.8 * 0.099) < 1e-12 for rate in rates)
+
+
+@pytest.mark.parametrize(("concurrency", "size"), [(3, 3), (8, 3), (9, 9), (26, 9)])
+def test_a_bracket_is_no_larger_than_the_trials_that_are_under_way(tmp_path: Path, concurrency: int, size: int) -> None:
+    changes: dict[str, Any] = {"scheduler": {"kind": "hyperband"}, "concurrency": concurrency}
+    assert time_units(sweep_plan(tmp_path, **changes)) == size
+
+
+@dataclass(frozen=True)
+class _Named:
+    trial_id: str
+
+
+def test_a_failed_trial_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path, scheduler={"kind": "median", "min_trials": 1, "grace": 0.1})
+    scheduler: Any = make_scheduler(plan)
+    failed, first, worse = (_Named(name) for name in ("failed", "first", "worse"))
+    scheduler.on_trial_complete(None, failed, {"failure": "no data"})
+    assert scheduler.on_trial_result(None, first, {TIME: 50.0, "evaluation/mAP": 0.5}) == "CONTINUE"
+    scheduler.on_trial_complete(None, first, {TIME: 100.0, "evaluation/mAP": 0.5})
+    assert scheduler.on_trial_result(None, worse, {TIME: 50.0, "evaluation/mAP": 0.4}) == "STOP"
+
+
+def test_a_clone_goes_on_from_the_newest_checkpoint_of_its_model(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path, **PBT)
+    settings = {"optimizer.lr": 0.01, "student_temp": 0.1}
+    good, clone = (object.__new__(TrialRun) for _ in range(2))
+    for number, trial in enumerate((good, clone)):
+        trial._config = plan.trial_config(number, settings, use_gpu=False)
+        for step in (6, 12, 18) if trial is good else (6, 24):
+            weight = torch.full((2,), float(10 * number + step))
+            trial._config.run.checkpoints.write(
+                step, lambda folder, own=weight, at=step: save_state(folder, {"weight": own}, {"step": at})
+            )
+    good._step = 18
+    (tmp_path / "given").mkdir()
+    good.save_checkpoint(str(tmp_path / "given"))
+    clone.load_checkpoint(str(tmp_path / "given"))
+    store = clone._config.run.checkpoints
+    assert store.names() == ["step_00000018"]
+    store.read(
+        "step_00000018", lambda folder: torch.testing.assert_close(load_state(folder)[0]["weight"][0].item(), 18.0)
+    )
