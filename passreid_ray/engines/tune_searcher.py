@@ -59,7 +59,10 @@ class Keeper:
         """A trial reported ``result``; population based training may have changed its ``settings``."""
         entry = replace(self.book.entries[number], settings=settings)
         if "seconds" in result:
-            entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
+            seconds = float(result["seconds"])
+            if entry.seconds > self._before.get(number, 0.0) + seconds:
+                self._before[number] = entry.seconds  # another attempt, whose clock began again
+            entry = replace(entry, seconds=self._before.get(number, 0.0) + seconds)
         if "step" in result:
             judged = {name: result[name] for name in self.metrics if name in result}
             report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}
