@@ -30,11 +30,15 @@ class AshaConfig(Section):
 
 
 class HyperBandConfig(Section):
-    """HyperBand (arXiv:1603.06560): halving in brackets, whose trials wait for each other and are kept meanwhile."""
+    """HyperBand (arXiv:1603.06560), asynchronous: as asha, with brackets of trials whose first rungs differ."""
 
     kind: Literal["hyperband"] = "hyperband"
+    grace: float = Field(default=0.1, gt=0, lt=1)
+    """Share of a run before the first rung of the first bracket."""
     reduction: int = Field(default=3, ge=2)
-    """One of so many trials of a bracket goes on; a bracket is made of trials that are under way at once."""
+    """One of so many trials goes on at a rung; the next rung, and the next bracket's first, is so many times as far."""
+    brackets: int = Field(default=2, ge=1)
+    """How many; a trial is put into one at random."""
 
 
 class MedianConfig(Section):

@@ -13,7 +13,6 @@ from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.engines.tune_config import (
     EvolutionConfig,
     GridConfig,
-    HyperBandConfig,
     OptunaConfig,
     PbtConfig,
     TuneConfig,
@@ -211,16 +210,8 @@ def check_scheduler(plan: SweepPlan) -> None:
 def check_at_once(plan: SweepPlan) -> None:
     """Raise ``UserError`` when the scheduler needs more trials under way at once than there are."""
     config = plan.config
-    match config.scheduler:
-        case PbtConfig() if plan.num_trials > config.concurrency:
-            raise UserError(
-                f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but concurrency "
-                f"is {config.concurrency}; give as many as budget.trials"
-            )
-        case HyperBandConfig(reduction=reduction) if reduction > config.concurrency:
-            raise UserError(
-                f"scheduler.kind: hyperband compares trials that are under way at once, {reduction} or more, but "
-                f"concurrency is {config.concurrency}; take asha, or make scheduler.reduction smaller"
-            )
-        case _:
-            pass
+    if isinstance(config.scheduler, PbtConfig) and plan.num_trials > config.concurrency:
+        raise UserError(
+            f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but concurrency "
+            f"is {config.concurrency}; give as many as budget.trials"
+        )

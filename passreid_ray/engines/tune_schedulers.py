@@ -7,7 +7,6 @@ import numpy as np
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
-    HyperBandScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
     TrialScheduler,
@@ -16,28 +15,31 @@ from ray.tune.schedulers import (
 from passreid_ray.engines.tune_config import AshaConfig, HyperBandConfig, MedianConfig, NoScheduler, PbtConfig
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_space import Choice, Dimension, clipped, sampled
-from passreid_ray.engines.tune_trial import TIME, time_units
+from passreid_ray.engines.tune_trial import TIME, UNITS
 
 
 def make_scheduler(plan: SweepPlan) -> TrialScheduler:
     """The scheduler of the sweep."""
-    config, units = plan.config, time_units(plan)
+    config = plan.config
     goal: dict[str, Any] = {"metric": config.metric, "mode": config.mode}
     match config.scheduler:
         case NoScheduler():
             return FIFOScheduler()
         case AshaConfig(grace=grace, reduction=reduction):
-            rungs = {"grace_period": grace * units, "reduction_factor": reduction, "max_t": units}
+            rungs = {"grace_period": grace * UNITS, "reduction_factor": reduction, "max_t": UNITS}
             return AsyncHyperBandScheduler(time_attr=TIME, **rungs, **goal)
-        case HyperBandConfig(reduction=reduction):
-            return HyperBandScheduler(time_attr=TIME, max_t=int(units), reduction_factor=reduction, **goal)
+        case HyperBandConfig(grace=grace, reduction=reduction, brackets=brackets):
+            # Not Ray's synchronous one: it pauses trials until a bracket is full, which a searcher that waits for
+            # results never fills.
+            rungs = {"grace_period": grace * UNITS, "reduction_factor": reduction, "max_t": UNITS, "brackets": brackets}
+            return AsyncHyperBandScheduler(time_attr=TIME, **rungs, **goal)
         case MedianConfig(grace=grace, min_trials=min_trials):
-            rule = {"grace_period": grace * units, "min_samples_required": min_trials}
+            rule = {"grace_period": grace * UNITS, "min_samples_required": min_trials}
             return _MedianOfMeasured(time_attr=TIME, **rule, **goal)
         case PbtConfig() as own:
             return _KeepsNumbers(
                 time_attr=TIME,
-                perturbation_interval=own.interval * units,
+                perturbation_interval=own.interval * UNITS,
                 quantile_fraction=own.quantile,
                 resample_probability=own.resample,
                 hyperparam_mutations={"settings": _mutations(plan, np.random.default_rng(config.seed))},

@@ -15,6 +15,8 @@ from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_proposers import Proposer, make_proposer, replayed
 from passreid_ray.errors import UserError
 
+ERROR_FILE = "error.log"
+
 
 class Keeper:
     """The sweep as it stands: the proposer and the book, always in step with each other.
@@ -59,7 +61,10 @@ class Keeper:
         """A trial reported ``result``; population based training may have changed its ``settings``."""
         entry = replace(self.book.entries[number], settings=settings)
         if "seconds" in result:
-            entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
+            seconds = float(result["seconds"])
+            if entry.seconds > self._before.get(number, 0.0) + seconds:
+                self._before[number] = entry.seconds  # another attempt, whose clock began again
+            entry = replace(entry, seconds=self._before.get(number, 0.0) + seconds)
         if "step" in result:
             judged = {name: result[name] for name in self.metrics if name in result}
             report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}
@@ -141,11 +146,14 @@ class SweepCallback(Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         if self._keeper.book.entries[number].status not in ENDED:
-            self._changed(self._keeper.fail(number, _line(trial.get_error())))
+            # The file: what Tune itself reads is copied to its storage only later.
+            text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+            path = self._keeper.plan.trial_folder(number) / ERROR_FILE
+            path.write_text(text, encoding="utf-8")
+            self._changed(self._keeper.fail(number, f"{_last_line(text)} (all of it: {path})"))
 
 
-def _line(error: BaseException | None) -> str:
+def _last_line(text: str) -> str:
     """What an error says, in a line."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(cause).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "its process died"

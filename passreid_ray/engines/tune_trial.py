@@ -32,7 +32,8 @@ CHECKPOINT_SECONDS = 20.0
 WAIT_SECONDS = 1.0
 STOPPED = "stopped by the sweep"
 TIME = "sweep_time"
-"""Report key: how much of the run is done, in units that the scheduler counts in."""
+"""Report key: how much of the run is done, of ``UNITS``: what schedulers count in, whatever the length of a run."""
+UNITS = 100.0
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ class RunThread:
         return not self._thread.is_alive()
 
     def _hear(self, step: int, end_step: int, metrics: Mapping[str, float]) -> str | None:
-        if self._plan.config.metric in metrics and not self._stops.is_set():
+        # Not at the last step: a run that is stopped there would lose its last checkpoint, and the end tells all.
+        if self._plan.config.metric in metrics and step < end_step and not self._stops.is_set():
             self._goes_on.clear()
-            self._events.put(Report(step, step / max(1, end_step), dict(metrics)))
+            self._events.put(Report(step, step / end_step, dict(metrics)))
             while not self._goes_on.wait(WAIT_SECONDS) and not self._stops.is_set():
                 pass
         return STOPPED if self._stops.is_set() else None
@@ -117,7 +119,6 @@ class TrialRun(tune.Trainable):
         assert plan is not None
         self._plan, self._use_gpu = plan, use_gpu
         self._start_time = time.monotonic()
-        self._units = time_units(plan)
         if Path(cwd).is_dir():
             os.chdir(cwd)  # where a relative path means what the user meant
         self._become(config)
@@ -137,14 +138,13 @@ class TrialRun(tune.Trainable):
         match event:
             case Report(step=step, progress=progress, metrics=metrics):
                 self._step = step
-                # Not the whole run yet, whatever the step: a scheduler must not cut off its last checkpoint.
-                done = self._units * min(progress, 0.999)
-                return {"step": step, "seconds": seconds, TIME: done, "metrics": metrics, **self._judged(metrics)}
+                known = {"step": step, "seconds": seconds, TIME: UNITS * progress, "metrics": metrics}
+                return {**known, **self._judged(metrics)}
             case End(metrics=metrics, error=None):
                 known = self._judged(metrics)
                 if missing := [name for name in self._plan.config.metrics if name not in known]:
                     return {"done": True, "failure": f"never reported {', '.join(missing)}"}
-                end = {"step": event.step, "seconds": seconds, TIME: self._units, "metrics": metrics}
+                end = {"step": event.step, "seconds": seconds, TIME: UNITS, "metrics": metrics}
                 return {"done": True, "finished": True, **end, **known}
             case End(error=TrainingFailed() as error):
                 raise error
@@ -187,20 +187,6 @@ class TrialRun(tune.Trainable):
 
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return {name: metrics[name] for name in self._plan.config.metrics if name in metrics}
-
-
-def time_units(plan: SweepPlan) -> float:
-    """What a whole run counts to the scheduler: hundredths, or the size of HyperBand's largest bracket.
-
-    A bracket fills with trials that are under way at once, so it is the largest power of the reduction that they fill.
-    """
-    scheduler = plan.config.scheduler
-    if scheduler.kind != "hyperband":
-        return 100.0
-    units = scheduler.reduction
-    while units * scheduler.reduction <= plan.config.concurrency:
-        units *= scheduler.reduction
-    return float(units)
 
 
 def last_values(folder: Path) -> tuple[int, dict[str, float]]:

@@ -61,7 +61,6 @@ def space_of(key: str, **dimension: Any) -> dict[str, Any]:
         ({"searcher": {"kind": "grid"}}, "space.optimizer.lr: a grid cannot count through"),
         ({"searcher": {"kind": "evolution", "weights": ["koleo_weight"]}}, "evolution searches searcher.weights alone"),
         ({"scheduler": {"kind": "pbt"}}, "pbt trains its whole population at once, 4 trials, but concurrency"),
-        ({"scheduler": {"kind": "hyperband"}}, "hyperband compares trials that are under way at once, 3 or more"),
         (
             {"metric": "label_free/kl", "mode": "min", "scheduler": {"kind": "asha"}},
             "label_free/kl is known at the end of a trial only",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from passreid_ray.engines.tune_schedulers import make_scheduler
-from passreid_ray.engines.tune_trial import TIME, TrialRun, time_units
+from passreid_ray.engines.tune_trial import TIME, TrialRun
 from passreid_ray.train.state_files import load_state, save_state
 from tests.engines.sweep_micro import sweep_plan
 
@@ -31,10 +31,21 @@ def test_a_population_keeps_its_numbers_and_its_ranges(tmp_path: Path) -> None:
     assert any(abs(rate - 0.8 * 0.099) < 1e-12 for rate in rates)
 
 
-@pytest.mark.parametrize(("concurrency", "size"), [(3, 3), (8, 3), (9, 9), (26, 9)])
-def test_a_bracket_is_no_larger_than_the_trials_that_are_under_way(tmp_path: Path, concurrency: int, size: int) -> None:
-    changes: dict[str, Any] = {"scheduler": {"kind": "hyperband"}, "concurrency": concurrency}
-    assert time_units(sweep_plan(tmp_path, **changes)) == size
+@pytest.mark.parametrize("kind", ["asha", "hyperband"])
+def test_the_worse_half_stops_at_a_rung(tmp_path: Path, kind: str) -> None:
+    brackets = {"brackets": 1} if kind == "hyperband" else {}
+    scheduler: Any = make_scheduler(
+        sweep_plan(tmp_path, scheduler={"kind": kind, "grace": 0.5, "reduction": 2, **brackets})
+    )
+    controller, trials = SimpleNamespace(), [_Named(str(number)) for number in range(4)]
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    told = [
+        scheduler.on_trial_result(controller, trial, {TIME: time, "evaluation/mAP": value})
+        for time, value, trial in ((40.0, 0.1, trials[0]), (50.0, 0.3, trials[0]), (60.0, 0.2, trials[1]),
+                                   (50.0, 0.4, trials[2]), (50.0, 0.1, trials[3]))
+    ]  # fmt: skip
+    assert told == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE", "STOP"]
 
 
 @dataclass(frozen=True)
