@@ -168,6 +168,6 @@ class Mining:
         if distributed.rank() == 0:
             weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
             mined = cast(Mined, ray.get(self.miner.mine.remote(self.task, weights, round_index)))
-            triplets_T3 = torch.from_numpy(mined.triplets_T3)
+            triplets_T3 = torch.tensor(mined.triplets_T3)  # a copy: what Ray hands over is read-only
         device = next(model.parameters()).device  # collectives on GPUs take nothing else
         return distributed.all_reduce_sum(triplets_T3.to(device)).cpu().numpy(), mined

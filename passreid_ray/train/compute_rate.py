@@ -44,7 +44,10 @@ def count_flops(function: Callable[[], object]) -> int:
     out, as is usual where a share of a device's peak is meant.
     """
     # torch's own counter does not know the products that are added in place, and not oneDNN's.
-    unknown: dict[Any, Callable[..., int]] = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _addmm_flops}
+    unknown: dict[Any, Callable[..., int]] = {
+        torch.ops.aten.addmm_: _addmm_flops,
+        torch.ops.aten.baddbmm_: _addmm_flops,
+    }
     if HAS_ONEDNN:
         unknown[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter:

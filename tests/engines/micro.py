@@ -20,6 +20,10 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+IN_PROCESS = {"num_workers": 0}
+"""``workers`` of a run whose worker is this process: for tests of what does not depend on where it is."""
+
+
 def micro_config(output: Path, **changes: Any) -> PretrainConfig:
     """Settings of a run below ``output``; ``changes`` replace whole sections or values."""
     return build(PretrainConfig, {**SETTINGS, "run": {"output": str(output)}, **changes})

@@ -31,6 +31,7 @@ from tests.engines.finetune_micro import (
     finetune_preset,
 )
 from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
+from tests.engines.micro import IN_PROCESS
 
 END_OF_EPOCHS = EPOCHS * STEPS_PER_EPOCH
 
@@ -112,7 +113,7 @@ def test_a_tuned_checkpoint_of_other_people_starts_a_run_without_its_classifier(
     known = {"start": {"checkpoint": str(unbroken), "necks": "loaded"}, "epochs": 1, "ranking": {}}
     console = Console(record=True, quiet=False, file=(tmp_path / "log.txt").open("w"), width=400)
     more = {**PEOPLE, "num_people": 16, "splits": ["train"]}
-    finetune.run(finetune_config(tmp_path, **known, data=more), console)
+    finetune.run(finetune_config(tmp_path, **known, data=more, workers=IN_PROCESS), console)
     assert "its classifier of 6 people is left out, the data has 8" in console.export_text(clear=False)
     config = with_start(finetune_config(tmp_path, **known))
     task = open_labelled_task(config.data)
@@ -128,7 +129,7 @@ def test_a_tuned_checkpoint_of_other_people_starts_a_run_without_its_classifier(
 
 
 def test_images_keep_their_shape_when_asked_and_the_checkpoint_says_so(cluster: None, tmp_path: Path) -> None:
-    config = finetune_config(tmp_path, epochs=1, undistorted={"image_size_px": (64, 48)})
+    config = finetune_config(tmp_path, epochs=1, undistorted={"image_size_px": (64, 48)}, workers=IN_PROCESS)
     folder = finetune.run(config)
     assert all(math.isfinite(loss) for loss in losses(folder).values())
     data = config.evaluation.data
@@ -202,7 +203,8 @@ def test_people_with_one_image_and_small_data_are_told_and_trained_on(cluster: N
     data = people_csv(tmp_path / "data", ["a", "b", "c", "c"])
     console = Console(record=True, file=(tmp_path / "log.txt").open("w"), width=400)
     folder = finetune.run(
-        finetune_config(tmp_path, data=data, epochs=2, ranking={}, evaluation={}, batch_size=16), console
+        finetune_config(tmp_path, data=data, epochs=2, ranking={}, evaluation={}, batch_size=16, workers=IN_PROCESS),
+        console,
     )
     text = console.export_text()
     assert "2 of 3 people have a single image, which stands 2 times in their group" in text

@@ -18,7 +18,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
 from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
-from tests.engines.micro import SETTINGS, STEPS_PER_EPOCH, micro_config, micro_preset
+from tests.engines.micro import IN_PROCESS, SETTINGS, STEPS_PER_EPOCH, micro_config, micro_preset
 
 LAST_STEP = SETTINGS["epochs"] * STEPS_PER_EPOCH
 
@@ -135,7 +135,7 @@ def write_crops(folder: Path, *, good: int, bad: int) -> dict[str, Any]:
 
 def test_bad_images_are_quarantined_and_the_run_goes_on(cluster: None, tmp_path: Path) -> None:
     data = write_crops(tmp_path / "crops", good=39, bad=1)
-    config = micro_config(tmp_path, data=data, evaluation={}, epochs=2, max_bad_share=0.1)
+    config = micro_config(tmp_path, data=data, evaluation={}, epochs=2, max_bad_share=0.1, workers=IN_PROCESS)
     folder = pretrain.run(config)
     assert [record["image_id"] for record in read_jsonl(folder / "quarantine.jsonl")] == ["bad00.jpg"]
     assert max(losses(folder)) == 10
@@ -143,14 +143,19 @@ def test_bad_images_are_quarantined_and_the_run_goes_on(cluster: None, tmp_path:
 
 def test_too_many_bad_images_stop_the_run_with_the_reason(cluster: None, tmp_path: Path) -> None:
     data = write_crops(tmp_path / "crops", good=200, bad=3)
-    config = micro_config(tmp_path, data=data, evaluation={}, epochs=50, max_bad_share=0.005)
+    config = micro_config(tmp_path, data=data, evaluation={}, epochs=50, max_bad_share=0.005, workers=IN_PROCESS)
     with pytest.raises(UserError, match=r"[23] of 203 images cannot be used.*quarantine\.jsonl"):
         pretrain.run(config)
 
 
 def test_a_loss_that_stays_not_finite_stops_the_run_with_the_last_good_weights(cluster: None, tmp_path: Path) -> None:
     config = micro_config(
-        tmp_path, evaluation={}, optimizer={"lr": 1e30, "warmup_epochs": 0}, max_refused_in_a_row=3, epochs=20
+        tmp_path,
+        evaluation={},
+        optimizer={"lr": 1e30, "warmup_epochs": 0},
+        max_refused_in_a_row=3,
+        epochs=20,
+        workers=IN_PROCESS,
     )
     with pytest.raises(UserError, match="not finite 3 times in a row"):
         pretrain.run(config)

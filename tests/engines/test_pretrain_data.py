@@ -14,7 +14,7 @@ from passreid_ray.engines import pack, pretrain
 from passreid_ray.engines.pack import PackConfig
 from passreid_ray.errors import UserError
 from tests.engines.killing import losses
-from tests.engines.micro import STEPS_PER_EPOCH, micro_config
+from tests.engines.micro import IN_PROCESS, STEPS_PER_EPOCH, micro_config
 
 STREAMS = {"streams": 4, "window_rows": 8}
 
@@ -41,7 +41,7 @@ def packed(folder: Path, output: Path) -> Path:
 
 
 def trained(output: Path, data: dict[str, Any], **changes: Any) -> dict[int, float]:
-    config = micro_config(output, data=data, evaluation={}, epochs=2, order=STREAMS, **changes)
+    config = micro_config(output, data=data, evaluation={}, epochs=2, order=STREAMS, workers=IN_PROCESS, **changes)
     return losses(pretrain.run(config))
 
 

@@ -19,6 +19,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
 from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
+from tests.engines.micro import IN_PROCESS
 from tests.engines.usl_micro import PEOPLE, ROUNDS, STEPS_PER_ROUND, usl_config, usl_preset
 
 LAST_STEP = ROUNDS * STEPS_PER_ROUND
@@ -100,7 +101,7 @@ def test_a_job_killed_between_phases_and_given_again_ends_as_if_unbroken(unbroke
 
 def test_known_people_stay_in_the_memory_beside_the_clusters(cluster: None, tmp_path: Path) -> None:
     source = {**PEOPLE, "num_people": 6, "seed": 5, "splits": ["train"]}
-    config = usl_config(tmp_path, rounds=1, source=source, evaluation={}, refine={"kind": "gcl"})
+    config = usl_config(tmp_path, rounds=1, source=source, evaluation={}, refine={"kind": "gcl"}, workers=IN_PROCESS)
     folder = usl.run(config)
     tensors, _ = load_state(find_checkpoint(folder / "rounds"))
     task = usl.open_task(config)
@@ -112,7 +113,7 @@ def test_known_people_stay_in_the_memory_beside_the_clusters(cluster: None, tmp_
 
 
 def test_an_empty_round_stops_with_advice(cluster: None, tmp_path: Path) -> None:
-    config = usl_config(tmp_path, cluster={"k1": 8, "k2": 3, "eps": 0.01, "max_eps_steps": 0})
+    config = usl_config(tmp_path, cluster={"k1": 8, "k2": 3, "eps": 0.01, "max_eps_steps": 0}, workers=IN_PROCESS)
     with pytest.raises(UserError, match=r"no usable clusters among 96 images \(eps 0.01: 0 clusters, 100% outliers\)"):
         usl.run(config)
 
