@@ -202,10 +202,8 @@ def test_the_cut_out_grows_evenly_over_both_stages() -> None:
 def test_people_with_one_image_and_small_data_are_told_and_trained_on(cluster: None, tmp_path: Path) -> None:
     data = people_csv(tmp_path / "data", ["a", "b", "c", "c"])
     console = Console(record=True, file=(tmp_path / "log.txt").open("w"), width=400)
-    folder = finetune.run(
-        finetune_config(tmp_path, data=data, epochs=2, ranking={}, evaluation={}, batch_size=16, workers=IN_PROCESS),
-        console,
-    )
+    changes = {"epochs": 2, "batch_size": 16, "workers": IN_PROCESS}
+    folder = finetune.run(finetune_config(tmp_path, data=data, ranking={}, evaluation={}, **changes), console)
     text = console.export_text()
     assert "2 of 3 people have a single image, which stands 2 times in their group" in text
     assert "a batch has room for 8 people, the data has 3: they come again" in text

@@ -149,14 +149,8 @@ def test_too_many_bad_images_stop_the_run_with_the_reason(cluster: None, tmp_pat
 
 
 def test_a_loss_that_stays_not_finite_stops_the_run_with_the_last_good_weights(cluster: None, tmp_path: Path) -> None:
-    config = micro_config(
-        tmp_path,
-        evaluation={},
-        optimizer={"lr": 1e30, "warmup_epochs": 0},
-        max_refused_in_a_row=3,
-        epochs=20,
-        workers=IN_PROCESS,
-    )
+    diverging = {"optimizer": {"lr": 1e30, "warmup_epochs": 0}, "max_refused_in_a_row": 3, "epochs": 20}
+    config = micro_config(tmp_path, evaluation={}, workers=IN_PROCESS, **diverging)
     with pytest.raises(UserError, match="not finite 3 times in a row"):
         pretrain.run(config)
     state, meta = load_state(find_checkpoint(config.run.folder))
