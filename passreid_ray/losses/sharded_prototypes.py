@@ -25,6 +25,7 @@ from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
 from passreid_ray.losses.logit_chunks import GRADIENT_UNIT, in_matmul_dtype, row_blocks, targets_of_views
 from passreid_ray.losses.targets import SINKHORN_ITERATIONS
+from passreid_ray.products import product_with_transposed
 
 CHUNK_ROWS = 256
 """Rows of all ranks whose logits exist at a time. 65,536 prototypes on 2 ranks: 34 MB."""
@@ -195,7 +196,7 @@ def _loss_and_gradients(
             loss += _chunk_loss(list(row_blocks(logits_RS, targets, first)), become_gradients=any(wanted))
             d_logits_RS = logits_RS.to(rows_RD.dtype)
             if d_rows_MD is not None:
-                d_rows_MD[first : first + chunk_rows] = d_logits_RS @ weights_SD
+                d_rows_MD[first : first + chunk_rows] = product_with_transposed(d_logits_RS, weights_SD.T)
             if d_weights_SD is not None:
                 _add_product(d_weights_SD, d_logits_RS.T, rows_RD, scale, is_first=first == 0)
     d_features_VBD = None
@@ -246,7 +247,7 @@ def _shifted_exp(logits_NS: Tensor) -> tuple[Tensor, Tensor]:
 def _teacher_logits(teacher_features_GBD: Tensor, prototypes_SD: Tensor) -> Tensor:
     """Logits ``(G, I, S)`` of all ranks' images, that may be written to."""
     own_GBD, weights_SD = in_matmul_dtype(teacher_features_GBD), in_matmul_dtype(prototypes_SD)
-    return at_least_float32(_of_all_ranks(own_GBD) @ weights_SD.T)
+    return at_least_float32(product_with_transposed(_of_all_ranks(own_GBD), weights_SD))
 
 
 def _of_all_ranks(own_VBD: Tensor) -> Tensor:
@@ -266,9 +267,7 @@ def _sum_of_own_images(all_VID: Tensor) -> Tensor:
 
 def _scaled_logits(rows_RD: Tensor, weights_SD: Tensor, student_temp: float, out_RS: Tensor) -> Tensor:
     """Logits over the temperature, in ``out_RS``."""
-    if rows_RD.dtype == out_RS.dtype:
-        return out_RS.addmm_(rows_RD, weights_SD.T, beta=0, alpha=1 / student_temp)
-    return out_RS.copy_(rows_RD @ weights_SD.T).div_(student_temp)
+    return torch.mul(product_with_transposed(rows_RD, weights_SD), 1 / student_temp, out=out_RS)
 
 
 def _add_product(sum_SD: Tensor, left_SR: Tensor, right_RD: Tensor, scale: float, *, is_first: bool) -> None:
