@@ -68,8 +68,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _is_for_onednn(left: Tensor, right: Tensor) -> bool:
-    is_float32 = left.dtype == right.dtype == torch.float32
-    return HAS_ONEDNN and is_float32 and left.device.type == right.device.type == "cpu" and left.numel() > 0
+    is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == right.device.type == "cpu"
+    # Vectors, no rows, and shapes that do not fit, of which torch speaks more clearly, are left to torch.
+    is_usual = left.ndim >= 2 and left.numel() > 0 and right.ndim == 2 and left.shape[-1] == right.shape[-1]
+    return HAS_ONEDNN and is_float32_on_cpu and is_usual
 
 
 def _onednn(left: Tensor, right_MR: Tensor, bias_M: Tensor | None) -> Tensor:

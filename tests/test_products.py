@@ -76,6 +76,13 @@ def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, F.linear(*leaves), rtol=0, atol=0)
 
 
+def test_a_vector_gives_a_vector_and_wrong_shapes_the_message_of_torch() -> None:
+    features_ND, weight_ED, bias_E = random_layer(7)
+    torch.testing.assert_close(linear(features_ND[0], weight_ED, bias_E), linear(features_ND, weight_ED, bias_E)[0])
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(features_ND[:, 1:], weight_ED)
+
+
 def test_autocast_rules_the_type() -> None:
     leaves = random_layer(7)
     with torch.autocast("cpu", torch.bfloat16):

@@ -65,7 +65,9 @@ def _probe_group_member(
     order: EpochwiseOrder = loop_config["order"]
     num_steps, max_seconds = loop_config["probe_steps"], loop_config["max_seconds"]
     state, settings, rates = _usual(config, order, worker)
-    compile_trunks(state, config, worker.world_size)
+    compiled = compile_trunks(state, config, worker.world_size)
+    if compiled and worker.rank == 0:
+        worker.post("say", text=compiled)
     state.forward = average_gradients(state.forward, config.sharing)
     stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
     maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)

@@ -267,7 +267,7 @@ def _sum_of_own_images(all_VID: Tensor) -> Tensor:
 
 def _scaled_logits(rows_RD: Tensor, weights_SD: Tensor, student_temp: float, out_RS: Tensor) -> Tensor:
     """Logits over the temperature, in ``out_RS``."""
-    return torch.mul(product_with_transposed(rows_RD, weights_SD), 1 / student_temp, out=out_RS)
+    return out_RS.copy_(product_with_transposed(rows_RD, weights_SD)).div_(student_temp)
 
 
 def _add_product(sum_SD: Tensor, left_SR: Tensor, right_RD: Tensor, scale: float, *, is_first: bool) -> None:

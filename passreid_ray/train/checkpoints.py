@@ -76,8 +76,10 @@ class CheckpointStore:
             save(Path(draft))
             filesystem.create_dir(path, recursive=True)
             is_describing = (Path(draft) / META_FILE).is_file()  # one rank's draft has the description
-            if is_describing and filesystem.get_file_info(f"{path}/{META_FILE}").type == pafs.FileType.File:
-                filesystem.delete_file(f"{path}/{META_FILE}")  # no longer whole, until it is written anew
+            if is_describing:
+                filesystem.delete_dir_contents(path, missing_dir_ok=True)  # no longer whole, until it is written anew
+            if together:
+                barrier()
             for file in Path(draft).glob(f"*{TENSORS_SUFFIX}"):
                 pafs.copy_files(str(file), f"{path}/{file.name}", pafs.LocalFileSystem(), filesystem)
             if together:

@@ -2,7 +2,8 @@
 
 Block by block, because all blocks are one code: a graph is compiled once per kind of call (view size, gradient,
 stochastic depth, last block), not once per block. The rest of a step is a few large matrix products, or waits for other
-workers, and is left as it is.
+workers, and is left as it is. With masked patches the last block's call on global views is too: it returns as many
+tokens as are hidden, and their number changes from step to step.
 """
 
 # Shape letters: B images, N tokens, D width, L blocks.
@@ -84,7 +85,9 @@ def _try_all(
     device = next(student.parameters()).device
     if how == "cuda_graphs" and device.type != "cuda":
         return f"CUDA graphs need a GPU, and this worker computes on a {device.type.upper()}"
-    torch.compiler.set_stance("default")  # a run before this one may have changed it
+    # A run before this one, in the same process, may have changed the stance and used up the graphs.
+    torch._dynamo.reset()
+    torch.compiler.set_stance("default")
     try:
         mode = "reduce-overhead" if how == "cuda_graphs" else None
         for block in [*_blocks(student), *_blocks(teacher)]:

@@ -1,4 +1,5 @@
-"""A checkpoint of a state of which each rank holds pieces: every rank writes its own file, none sees the whole.
+"""A checkpoint of a state of which each rank holds pieces: every rank writes its own file, none gathers the whole.
+Reading it, every rank sees all of it for a moment and keeps its share.
 
 It loads on any number of ranks: pieces are equal or nearly equal shares in rank order, so a file needs no more than
 the dimension along which its tensors are joined.

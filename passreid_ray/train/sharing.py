@@ -24,7 +24,7 @@ Strategy = Literal["copies", "sharded_prototypes", "fsdp"]
 
 
 class SharingConfig(Section):
-    """How several workers share weights and gradients; results do not depend on it. One worker has nothing to share."""
+    """How several workers share weights and gradients. Results depend on it by rounding only."""
 
     strategy: Strategy = "copies"
     """"copies": DDP. "sharded_prototypes": DDP, and each worker holds its share of the prototypes, whose gradients are

@@ -50,10 +50,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, meta) of a checkpoint folder; raises ``UserError`` when it is missing, cut short or was edited."""
     meta = read_meta(folder)
     files = [_load_tensors(folder, name, record) for name, record in meta["files"].items()]
-    tensors = {name: value for file in files for name, value in file.items()}
-    for name, dim in meta["sharded"].items():
-        tensors[name] = torch.cat([file[name] for file in files], dim=dim)
-    return tensors, meta
+    # Pieces are given up as they are joined: a large state is not held twice.
+    joined = {name: torch.cat([file.pop(name) for file in files], dim=dim) for name, dim in meta["sharded"].items()}
+    return joined | {name: value for file in files for name, value in file.items()}, meta
 
 
 def invalidate(folder: Path) -> None:
@@ -61,6 +60,8 @@ def invalidate(folder: Path) -> None:
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / META_FILE).unlink(missing_ok=True)
+        for file in folder.glob(f"state*{TENSORS_SUFFIX}"):  # another number of workers wrote files of other names
+            file.unlink()
 
 
 def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> FileRecord:
@@ -111,10 +112,13 @@ def parse_meta(content: bytes, folder: str) -> dict[str, Any]:
     if isinstance(meta, dict) and {"bytes", "sha256"} <= meta.keys():  # format 1: one file, not named
         own = FileRecord(bytes=meta.pop("bytes"), sha256=meta.pop("sha256"))
         meta |= {"format": FORMAT, "files": {TENSORS_FILE: own}, "sharded": {}}
-    if not isinstance(meta, dict) or not {"format", "files", "sharded"} <= meta.keys():
+    sections = [meta.get(key) for key in ("files", "sharded")] if isinstance(meta, dict) else []
+    if not sections or "format" not in meta or not all(isinstance(section, dict) for section in sections):
         raise UserError(
             f"{folder}/{META_FILE}: damaged: keys 'format', 'files' and 'sharded' expected; {_advice(folder)}"
         )
+    if meta["format"] != FORMAT:
+        raise UserError(f"{folder}: of format {meta['format']!r}, this version reads {FORMAT} and older: update it")
     # Names come from a file: none may lead out of the folder.
     if any(not re.fullmatch(r"state[0-9a-z-]*\.safetensors", name) for name in meta["files"]):
         raise UserError(f"{folder}/{META_FILE}: damaged: names of files expected such as {TENSORS_FILE}")

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from passreid_ray import distributed
 from passreid_ray.errors import UserError
@@ -38,6 +39,21 @@ def test_the_metrics_of_a_step_do_not_depend_on_how_weights_are_shared(strategy:
     expected = metrics_of_a_step(SharingConfig())
     for metrics in run_on_ranks(metrics_of_a_step, SharingConfig(strategy=strategy, bucket_mb=0.01)):
         assert metrics == pytest.approx(expected, rel=1e-6)  # spreads of features are float32
+
+
+def losses_in_bf16(strategy: Strategy) -> list[float]:
+    state = tiny_state(dtype=torch.float32, strategy=strategy)
+    state.forward, losses = average_gradients(state.forward), []
+    for step in range(3):
+        views = rank_slice(random_views(8, step, torch.float32), distributed.rank(), distributed.world_size())
+        losses.append(float(train_step(state, views, RATES, StepSettings(precision="bf16"))["loss"]))
+    return losses
+
+
+def test_pieces_in_bf16_follow_the_losses_of_copies() -> None:
+    expected = losses_in_bf16("copies")
+    for losses in run_on_ranks(losses_in_bf16, "sharded_prototypes"):
+        assert losses == pytest.approx(expected, rel=0.02)
 
 
 def test_compressed_gradients_are_the_gradients_rounded() -> None:

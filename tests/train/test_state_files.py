@@ -38,7 +38,15 @@ def test_an_edited_checkpoint_is_told(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ("[]", "keys 'format'")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "keys 'format'"),
+        ('{"format": 2, "files": 5, "sharded": {}}', "keys 'format'"),
+        ('{"format": 3, "files": {}, "sharded": {}}', "of format 3, this version reads 2 and older"),
+    ],
+)
 def test_a_damaged_description_is_told(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(UserError, match=message):
@@ -50,6 +58,12 @@ def test_a_description_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps({"format": 2, "files": files, "sharded": {}}))
     with pytest.raises(UserError, match=r"names of files expected such as state\.safetensors"):
         read_meta(tmp_path)
+
+
+def test_a_folder_that_is_written_again_keeps_no_file_of_before(tmp_path: Path) -> None:
+    (tmp_path / "state-00003-of-00004.safetensors").write_bytes(b"a piece of four")
+    save_state(tmp_path, TENSORS, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["state.json", "state.safetensors"]
 
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
