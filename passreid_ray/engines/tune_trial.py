@@ -52,8 +52,8 @@ class End:
 
     step: int
     metrics: dict[str, float]
-    """The last value of each."""
-    error: Exception | None
+    """The last value of each; none after an error."""
+    error: BaseException | None
 
 
 class RunThread:
@@ -95,18 +95,19 @@ class RunThread:
         return STOPPED if self._stops.is_set() else None
 
     def _run(self) -> None:
-        folder, error, scores = self._config.run.folder, None, {}
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, scores = self._config.run.folder, {}
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with (folder / "console.log").open("a", encoding="utf-8") as file:
                 console = Console(file=file, width=120, highlight=False, soft_wrap=True)
                 self._plan.job.run(self._config, console, self._hear)
                 if self._plan.config.scores_without_labels:
                     scores = score_without_labels(self._config, self._plan.config.label_free, self._plan.config.seed)
-        except Exception as raised:  # noqa: BLE001 whatever ended it is the end of this trial, not of the sweep
-            error = raised
-        step, metrics = last_values(folder)
-        self._events.put(End(step, {**metrics, **scores}, error))
+            step, metrics = last_values(folder)
+            end = End(step, {**metrics, **scores}, None)
+        except BaseException as error:  # noqa: BLE001 whatever ended it is the end of this trial, not of the sweep
+            end = End(0, {}, error)
+        self._events.put(end)
 
 
 class TrialRun(tune.Trainable):
