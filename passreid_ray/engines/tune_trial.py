@@ -156,9 +156,12 @@ class TrialRun(tune.Trainable):
                 raise error
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial, in the same process."""
+        """Become another trial, in the same process; raises ``RuntimeError`` when the old one does not end."""
         if self._run_thread is not None and not self._run_thread.stop():
-            return False
+            # Not False: Ray would count the new trial as failed and tell neither the searcher nor the callback.
+            raise RuntimeError(
+                f"{self._config.run.name}, which ran here before, was told to stop and goes on after {STOP_SECONDS:g} s"
+            )
         self._become(new_config)
         return True
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from passreid_ray.engines.tune_trial import End, RunThread
+from passreid_ray.engines.tune_trial import End, RunThread, TrialRun
 
 Listener = Callable[[int, int, dict[str, float]], str | None]
 
@@ -46,3 +46,11 @@ def test_a_run_whose_folder_cannot_be_made_has_an_end(tmp_path: Path) -> None:
     end = run_thread(give_up, tmp_path / "file" / "trial").next()
     assert isinstance(end, End)
     assert isinstance(end.error, OSError)
+
+
+def test_a_process_whose_old_trial_goes_on_refuses_the_new_one_aloud() -> None:
+    trial: Any = object.__new__(TrialRun)
+    trial._config = SimpleNamespace(run=SimpleNamespace(name="trial_0004"))
+    trial._run_thread = SimpleNamespace(stop=lambda: False)
+    with pytest.raises(RuntimeError, match="trial_0004, which ran here before"):
+        trial.reset_config({"number": 5, "settings": {}})
