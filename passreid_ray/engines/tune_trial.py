@@ -38,12 +38,13 @@ UNITS = 100.0
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a step."""
+    """A step at which the sweep's metric was measured."""
 
     step: int
     progress: float
     """Share of the run that is done."""
     metrics: dict[str, float]
+    """The last value of each until then."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RunThread:
     def __init__(self, plan: SweepPlan, config: JobConfig) -> None:
         self._plan = plan
         self._config = config
+        self._last: dict[str, float] = {}
         self._events: queue.Queue[Report | End] = queue.Queue()
         self._goes_on = threading.Event()
         self._stops = threading.Event()
@@ -86,10 +88,11 @@ class RunThread:
         return not self._thread.is_alive()
 
     def _hear(self, step: int, end_step: int, metrics: Mapping[str, float]) -> str | None:
+        self._last |= metrics  # a second metric may come in records of its own
         # Not at the last step: a run that is stopped there would lose its last checkpoint, and the end tells all.
         if self._plan.config.metric in metrics and step < end_step and not self._stops.is_set():
             self._goes_on.clear()
-            self._events.put(Report(step, step / end_step, dict(metrics)))
+            self._events.put(Report(step, step / end_step, dict(self._last)))
             while not self._goes_on.wait(WAIT_SECONDS) and not self._stops.is_set():
                 pass
         return STOPPED if self._stops.is_set() else None

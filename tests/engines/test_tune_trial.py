@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from passreid_ray.engines.tune_trial import End, RunThread, TrialRun
+from passreid_ray.engines.tune_trial import End, Report, RunThread, TrialRun
 
 Listener = Callable[[int, int, dict[str, float]], str | None]
 
@@ -54,3 +54,15 @@ def test_a_process_whose_old_trial_goes_on_refuses_the_new_one_aloud() -> None:
     trial._run_thread = SimpleNamespace(stop=lambda: False)
     with pytest.raises(RuntimeError, match="trial_0004, which ran here before"):
         trial.reset_config({"number": 5, "settings": {}})
+
+
+@pytest.mark.timeout(10)
+def test_a_report_has_the_last_value_of_each_metric_not_of_its_own_record_alone(tmp_path: Path) -> None:
+    def measure(folder: Path, listener: Listener) -> None:
+        listener(1, 4, {"loss": 3.0, "speed": 9.0})
+        listener(2, 4, {"loss": 2.0})
+        listener(2, 4, {"mAP": 0.5})
+
+    thread = run_thread(measure, tmp_path)
+    assert thread.next() == Report(2, 0.5, {"loss": 2.0, "speed": 9.0, "mAP": 0.5})
+    assert isinstance(thread.next(), End)
