@@ -172,7 +172,8 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
     )
     error = outcome_in_thread(search_all)
     shutil.rmtree(config.run.folder / TUNE_FOLDER, ignore_errors=True)  # the trials' own files are all that counts
-    if error is not None and not keeper.is_complete:
+    # Complete is a sweep whose trials are all given out; only when all have ended too has nothing been lost.
+    if error is not None and (keeper.book.unfinished or not keeper.is_complete):
         raise error
 
 

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from passreid_ray.config import load_config
+from passreid_ray.engines import tune
 from passreid_ray.engines.pretrain import PretrainConfig
-from passreid_ray.engines.tune import Reporter, check_continues
+from passreid_ray.engines.tune import Reporter, check_continues, search
 from passreid_ray.engines.tune_book import TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_report import (
@@ -123,6 +124,20 @@ def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
     Reporter(keeper, console, []).finish()
     assert isinstance(console.file, StringIO)
     assert "3 trials are left" in console.file.getvalue()
+
+
+def test_an_error_while_the_last_trials_run_is_not_lost(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper(plan)
+
+    def give_out_all_and_fail(*args: Any, **settings: Any) -> None:
+        for _ in range(4):
+            keeper.next_trial()
+        keeper.end(0, {"finished": True})
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tune.tune, "run", give_out_all_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        search(keeper, Reporter(keeper, Console(file=StringIO()), []), use_gpu=False)
 
 
 def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: Path) -> None:
