@@ -19,7 +19,7 @@ from passreid_ray.engines.tune_plan import SweepPlan, trial_name
 from passreid_ray.engines.tune_space import Value
 from passreid_ray.search import rank_correlation
 from passreid_ray.viz.sweep_page import write_sweep_page
-from passreid_ray.viz.sweep_record import SweepRecord, TrialRecord
+from passreid_ray.viz.sweep_record import SettingValue, SweepRecord, TrialRecord
 
 BEST_FILE = "best.toml"
 TABLE_FILE = "trials.parquet"
@@ -117,9 +117,7 @@ def write_hparams(plan: SweepPlan, entry: TrialEntry) -> None:
     from torch.utils.tensorboard import SummaryWriter  # costs seconds
 
     metrics = {f"hparam/{name}": entry.metrics[name] for name in plan.config.metrics if name in entry.metrics}
-    plain = {
-        key: value if isinstance(value, int | float | str) else str(value) for key, value in entry.settings.items()
-    }
+    plain = {key: "None" if value is None else _shown(value) for key, value in entry.settings.items()}
     with SummaryWriter(str(plan.trial_folder(entry.number) / "tensorboard")) as writer:
         writer.add_hparams(plain, metrics, run_name="hparams")
 
@@ -158,7 +156,7 @@ def replace_text(path: Path, text: str) -> None:
 def _record(plan: SweepPlan, entry: TrialEntry) -> TrialRecord:
     return TrialRecord(
         trial_id=trial_name(entry.number),
-        settings={key: value if not isinstance(value, list) else str(value) for key, value in entry.settings.items()},
+        settings={key: _shown(value) for key, value in entry.settings.items()},
         metrics=entry.metrics,
         history=entry.history,
         status=entry.status,
@@ -168,6 +166,11 @@ def _record(plan: SweepPlan, entry: TrialEntry) -> TrialRecord:
     )
 
 
+def _shown(value: Value) -> SettingValue:
+    """Lists and tables as text."""
+    return str(value) if isinstance(value, list | dict) else value
+
+
 def _in_words(settings: Mapping[str, Value]) -> str:
     return " ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
@@ -175,8 +178,8 @@ def _in_words(settings: Mapping[str, Value]) -> str:
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
-    """Values that fit one column: text where they are lists or of several types."""
+    """Values that fit one column: text where they are lists, tables or of several types."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) == 1 and list not in kinds):
+    if kinds <= {int, float} or (len(kinds) == 1 and not kinds & {list, dict}):
         return [float(value) if kinds == {int, float} and value is not None else value for value in values]
     return [None if value is None else json.dumps(value) for value in values]

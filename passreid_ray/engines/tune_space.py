@@ -16,7 +16,7 @@ from passreid_ray.config import Section
 from passreid_ray.config.mistakes import explain
 from passreid_ray.errors import UserError
 
-Value = bool | int | float | str | None | list[Any]
+Value = bool | int | float | str | None | list[Any] | dict[str, Any]
 """Of a setting, as TOML has it."""
 
 

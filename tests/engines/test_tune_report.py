@@ -1,3 +1,4 @@
+import html
 import json
 import math
 from io import StringIO
@@ -79,6 +80,16 @@ def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: 
     assert table[METRIC][3] is None
     assert (folder / "sweep.html").stat().st_size > 1000
     assert not list(folder.glob("*.part"))
+
+
+def test_a_choice_of_tables_is_text_in_the_report(plan: SweepPlan) -> None:
+    folder = plan.config.run.folder
+    folder.mkdir()
+    entries = [entry(0, 0.3, optimizer={"lr": 0.01}), entry(1, 0.4, optimizer={"final_lr": 0.02})]
+    write_report(plan, entries, [], is_done=True)
+    table = pq.read_table(folder / "trials.parquet").to_pydict()
+    assert [json.loads(own) for own in table["settings.optimizer"]] == [own.settings["optimizer"] for own in entries]
+    assert html.escape("{'final_lr': 0.02}") in (folder / "sweep.html").read_text(encoding="utf-8")
 
 
 def test_the_rank_correlation_of_the_two_scores_is_in_the_report(tmp_path: Path) -> None:
