@@ -21,7 +21,7 @@ import torch
 from ray import tune
 from rich.console import Console
 
-from passreid_ray.config import read_preset, to_toml
+from passreid_ray.config import Section, read_preset, to_toml
 from passreid_ray.engines.fit import outcome_in_thread
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, num_cores
 from passreid_ray.engines.run_folder import CONFIG_FILE, check_writable, differences
@@ -103,17 +103,23 @@ def check_continues(plan: SweepPlan) -> None:
     Raises ``UserError`` when a sweep of that name is there whose trials could not be compared with new ones.
     """
     folder = plan.config.run.folder
-    for file, config, may_change in ((CONFIG_FILE, plan.config, MAY_CHANGE), (JOB_FILE, plan.base, JOB_MAY_CHANGE)):
-        text = to_toml(config)
+    parts = ((CONFIG_FILE, plan.config, MAY_CHANGE), (JOB_FILE, plan.base, JOB_MAY_CHANGE))
+    for file, config, may_change in parts:
         if (folder / file).is_file() and any(plan.trials_folder.glob("*")):
-            then, now = read_preset(str(folder / file)), tomllib.loads(text)
-            for name, (old, new) in differences(then, now).items():
+            # A sweep may be older than a setting: it was made as the setting's default says.
+            then, now, default = read_preset(str(folder / file)), _as_written(config), _as_written(type(config)())
+            for name, (old, new) in differences(then, now, default).items():
                 if not name.startswith(may_change):
                     raise UserError(
                         f"{folder}: this sweep was made with {name} = {old!r}, now it is {new!r}; give the same "
                         "settings to continue it, or another run.name to start afresh"
                     )
-        replace_text(folder / file, text)
+    for file, config, _ in parts:  # after both were compared: a command that is refused changes nothing
+        replace_text(folder / file, to_toml(config))
+
+
+def _as_written(config: Section) -> dict[str, Any]:
+    return tomllib.loads(to_toml(config))
 
 
 def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, list[str]]:

@@ -161,3 +161,30 @@ def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: 
         check_continues(sweep_plan(tmp_path, seed=1))
     with pytest.raises(UserError, match=r"epochs = 3, now it is 5"):
         check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))
+
+
+def test_a_command_that_is_refused_leaves_the_record_of_the_sweep_as_it_was(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    record = (plan.config.run.folder / "config.toml").read_bytes()
+    with pytest.raises(UserError, match="epochs = 3, now it is 5"):
+        check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))
+    assert (plan.config.run.folder / "config.toml").read_bytes() == record
+
+
+def test_a_sweep_that_is_older_than_a_setting_was_made_with_its_default(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    for file, line in (("config.toml", "seed = 0\n"), ("job.toml", "koleo_weight = 0.0\n")):
+        path = plan.config.run.folder / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(line) == 1
+        path.write_text(text.replace(line, ""), encoding="utf-8")
+    check_continues(sweep_plan(tmp_path))
+    path.write_text(text.replace(line, ""), encoding="utf-8")
+    with pytest.raises(UserError, match=r"made with koleo_weight = 0\.0, now it is 0\.5"):
+        check_continues(sweep_plan(tmp_path, overrides={"koleo_weight": 0.5}))
