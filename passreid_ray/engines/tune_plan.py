@@ -95,7 +95,7 @@ def make_plan(config: TuneConfig, presets: Path | None) -> SweepPlan:
         raise UserError(f"{config.job} with preset {config.preset} and overrides: {error}") from None
     check_searcher(plan)
     check_space(plan)
-    check_metrics(config, base)
+    check_metrics(plan)
     check_scheduler(plan)
     if isinstance(config.searcher, GridConfig):
         return SweepPlan(config, values, space, min(config.budget.trials, len(space.grid())))
@@ -134,13 +134,8 @@ def check_searcher(plan: SweepPlan) -> None:
 
 def check_space(plan: SweepPlan) -> None:
     """Try every choice and both ends of every range on the job; ``UserError`` with a line per mistake."""
-    probes = list(plan.space.probes())
-    if isinstance(own := plan.config.searcher, EvolutionConfig):
-        weights = WeightSpace(tuple(own.weights), own.total)
-        alone = [weights.to_weights([float(name == other) for other in own.weights]) for name in own.weights]
-        probes = [(name, found[name], {**found}) for name, found in zip(own.weights, alone, strict=True)]
     mistakes: dict[str, None] = {}
-    for key, value, settings in probes:
+    for key, value, settings in _probes(plan):
         if key.startswith(("run.", "workers.")):
             mistakes[f"space.{key}: is the sweep's own affair; search settings of the method"] = None
             continue
@@ -154,9 +149,21 @@ def check_space(plan: SweepPlan) -> None:
         raise UserError("\n".join(mistakes))
 
 
-def check_metrics(config: TuneConfig, base: JobConfig) -> None:
-    """Raise ``UserError`` for a metric that no trial would report."""
-    known = reported_metrics(base) | (set(LABEL_FREE) if config.scores_without_labels else set())
+def _probes(plan: SweepPlan) -> list[tuple[str, Value, dict[str, Value]]]:
+    """As ``Space.probes``; of evolution each weight alone."""
+    if isinstance(own := plan.config.searcher, EvolutionConfig):
+        weights = WeightSpace(tuple(own.weights), own.total)
+        alone = [weights.to_weights([float(name == other) for other in own.weights]) for name in own.weights]
+        return [(name, found[name], {**found}) for name, found in zip(own.weights, alone, strict=True)]
+    return list(plan.space.probes())
+
+
+def check_metrics(plan: SweepPlan) -> None:
+    """Raise ``UserError`` for a metric that no trial would report, and for crops that cannot be scored."""
+    config, base = plan.config, plan.base
+    probes = [plan.job_config(settings) for _, _, settings in _probes(plan)]  # a loss may be what is searched
+    known = set[str]().union(*map(reported_metrics, [base, *probes]))
+    known |= set(LABEL_FREE) if config.scores_without_labels else set()
     for key, name in (("metric", config.metric), ("second_metric", config.second_metric)):
         if name is None or name in known:
             continue
