@@ -19,7 +19,7 @@ from passreid_ray.engines.tune_plan import SweepPlan, trial_name
 from passreid_ray.engines.tune_space import Value
 from passreid_ray.search import rank_correlation
 from passreid_ray.viz.sweep_page import write_sweep_page
-from passreid_ray.viz.sweep_record import SettingValue, SweepRecord, TrialRecord
+from passreid_ray.viz.sweep_record import ENDED, SettingValue, SweepRecord, TrialRecord
 
 BEST_FILE = "best.toml"
 TABLE_FILE = "trials.parquet"
@@ -29,9 +29,9 @@ SHOWN_TRIALS = 8
 
 
 def ranked(plan: SweepPlan, entries: Sequence[TrialEntry]) -> list[TrialEntry]:
-    """Trials with a value of the metric, the best first: those that ran to their end before those that were stopped."""
+    """Trials that have ended with a value of the metric, the best first: the finished ones before those stopped."""
     name, sign = plan.config.metric, 1.0 if plan.config.mode == "min" else -1.0
-    known = [own for own in entries if own.status != "failed" and math.isfinite(own.metrics.get(name, math.nan))]
+    known = [own for own in entries if own.status in ENDED and math.isfinite(own.metrics.get(name, math.nan))]
     return sorted(known, key=lambda own: (own.status != "finished", sign * own.metrics[name], own.number))
 
 

@@ -42,6 +42,7 @@ ENTRIES = [
     entry(2, 0.4),
     entry(3, None, "failed"),
     entry(4, math.nan),
+    entry(5, 0.9, "running"),
 ]
 
 
@@ -50,7 +51,7 @@ def plan(tmp_path: Path) -> SweepPlan:
     return sweep_plan(tmp_path)
 
 
-def test_trials_that_ran_to_their_end_come_before_those_that_were_stopped(plan: SweepPlan) -> None:
+def test_finished_trials_come_before_stopped_ones_and_those_under_way_not_at_all(plan: SweepPlan) -> None:
     assert [own.number for own in ranked(plan, ENTRIES)] == [2, 0, 1]
 
 
@@ -69,13 +70,13 @@ def test_the_best_preset_is_the_trial_by_itself(plan: SweepPlan, tmp_path: Path)
 def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: SweepPlan, tmp_path: Path) -> None:
     folder = plan.config.run.folder
     folder.mkdir()
-    mixed = entry(5, 0.1, **{"views.global_scale": [0.3, 1.0], "student_temp": 0.2})
+    mixed = entry(6, 0.1, **{"views.global_scale": [0.3, 1.0], "student_temp": 0.2})
     write_report(plan, [*ENTRIES, mixed], [], is_done=False)
     table = pq.read_table(folder / "trials.parquet").to_pydict()
-    assert table["number"] == [0, 1, 2, 3, 4, 5]
+    assert table["number"] == [0, 1, 2, 3, 4, 5, 6]
     assert table["status"][1] == "stopped early"
-    assert table["settings.student_temp"][5] == 0.2
-    assert [own and json.loads(own) for own in table["settings.views.global_scale"]] == [None] * 5 + [[0.3, 1.0]]
+    assert table["settings.student_temp"][6] == 0.2
+    assert [own and json.loads(own) for own in table["settings.views.global_scale"]] == [None] * 6 + [[0.3, 1.0]]
     assert table[METRIC][:3] == [0.3, 0.5, 0.4]
     assert table[METRIC][3] is None
     assert (folder / "sweep.html").stat().st_size > 1000
