@@ -39,13 +39,14 @@ def best_preset(plan: SweepPlan, entry: TrialEntry) -> str:
     """The settings of a trial as a preset of the job that runs by itself, in a folder beside the sweep."""
     config = plan.trial_config(entry.number, entry.settings, use_gpu=False)
     run = config.run.model_copy(update={"name": f"{plan.config.run.name}_best", "output": plan.config.run.output})
-    workers = config.workers.model_copy(update={"use_gpu": plan.base.workers.use_gpu})
-    config = config.model_copy(update={"run": run, "workers": workers})
-    metric = plan.config.metric
+    threads, metric = config.workers.threads, plan.config.metric
+    config = config.model_copy(update={"run": run, "workers": plan.base.workers})
     lines = [
         f"# {trial_name(entry.number)} of sweep {plan.config.run.name}: {metric} = {entry.metrics[metric]:.6g}.",
-        f"# Run it: python jobs/{plan.config.job}.py {BEST_FILE}",
+        f"# Run it: python jobs/{plan.config.job}.py {plan.config.run.folder / BEST_FILE}",
     ]
+    if config.workers.threads is None:  # a trial has its share of the cores, the best by itself may have all
+        lines.append(f"# The trial had workers.threads={threads}; another number may round otherwise.")
     if isinstance(plan.config.scheduler, PbtConfig):
         lines.append("# Its settings changed as it trained; these are the last, which alone may give another value.")
     if entry.status != "finished":

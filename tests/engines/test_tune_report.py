@@ -61,10 +61,13 @@ def test_the_best_preset_is_the_trial_by_itself(plan: SweepPlan, tmp_path: Path)
     found = load_config(PretrainConfig, [str(path)])
     trial = plan.trial_config(2, ENTRIES[2].settings, use_gpu=False)
     assert found.run.folder == tmp_path / "sweep_best"
-    same = {"run": trial.run, "workers": found.workers.model_copy(update={"use_gpu": trial.workers.use_gpu})}
-    assert found.model_copy(update=same) == trial
+    assert found.workers == plan.base.workers  # not the share of the cores that the trial had
+    assert found.model_copy(update={"run": trial.run, "workers": trial.workers}) == trial
     assert found.optimizer.lr == 0.03
-    assert "evaluation/mAP = 0.4" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "evaluation/mAP = 0.4" in text
+    assert f"python jobs/pretrain.py {plan.config.run.folder / 'best.toml'}\n" in text
+    assert f"workers.threads={trial.workers.threads};" in text
 
 
 def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: SweepPlan, tmp_path: Path) -> None:
