@@ -143,7 +143,7 @@ class TuneConfig(Section):
     """Everything a sweep is made of."""
 
     run: SweepFolder = SweepFolder()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides what is searched next; the trials themselves have the seed of their job."""
     job: JobName = "pretrain"
     """The job that is searched over."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from passreid_ray.config import assignments, overridden, read_preset
+from passreid_ray.data import open_rows
 from passreid_ray.data.storage import is_remote
 from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.engines.tune_config import (
@@ -178,8 +179,13 @@ def check_metrics(plan: SweepPlan) -> None:
     if config.second_metric == config.metric:
         raise UserError(f"second_metric: {config.metric} is the metric already")
     if config.scores_without_labels:
-        if (config.label_free.data or base.evaluation.data) is None:
+        if (source := config.label_free.data or base.evaluation.data) is None:
             raise UserError("label_free.data: must be given, since the job has no evaluation.data")
+        if (num_rows := len(open_rows(source))) < config.label_free.num_clusters:
+            raise UserError(
+                f"label_free.num_clusters: {config.label_free.num_clusters} clusters of {num_rows} crops; lower it, or "
+                "give more crops as label_free.data"
+            )
         if base.run.storage is not None and is_remote(base.run.storage):
             raise UserError(
                 "run.storage: checkpoints in a bucket cannot be scored without labels; give a shared folder"

@@ -74,6 +74,11 @@ def space_of(key: str, **dimension: Any) -> dict[str, Any]:
             },
             "space.batch_size: cannot change in the middle of a run",
         ),
+        (
+            {"label_free": {"enabled": True, "num_clusters": 97}},
+            "label_free.num_clusters: 97 clusters of 96 crops; lower it",
+        ),
+        ({"seed": 2**31}, "seed: expected"),
         ({"preset": "nowhere"}, "nowhere: no such preset file"),
     ],
 )
