@@ -139,8 +139,8 @@ def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, 
     for note in notes:
         console.print(note)
     own, _ = needed_by_trial(workers, found)
+    check_at_once(plan, fitting)
     plan = replace(plan, config=plan.config.model_copy(update={"concurrency": fitting}))
-    check_at_once(plan)
     return plan, own.gpus > 0, notes
 
 

@@ -220,11 +220,15 @@ def check_scheduler(plan: SweepPlan) -> None:
             raise UserError(f"searcher.kind: pbt begins with random settings, not with {config.searcher.kind}")
 
 
-def check_at_once(plan: SweepPlan) -> None:
-    """Raise ``UserError`` when the scheduler needs more trials under way at once than there are."""
-    config = plan.config
-    if isinstance(config.scheduler, PbtConfig) and plan.num_trials > config.concurrency:
-        raise UserError(
-            f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but concurrency "
-            f"is {config.concurrency}; give as many as budget.trials"
-        )
+def check_at_once(plan: SweepPlan, fitting: int | None = None) -> None:
+    """Raise ``UserError`` when the scheduler needs more trials under way at once than there are.
+
+    ``fitting``: for how many the cluster has room, once that is known.
+    """
+    if not isinstance(plan.config.scheduler, PbtConfig):
+        return
+    told = f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but"
+    if plan.num_trials > plan.config.concurrency:
+        raise UserError(f"{told} concurrency is {plan.config.concurrency}; give as many as budget.trials")
+    if fitting is not None and plan.num_trials > fitting:
+        raise UserError(f"{told} the cluster has room for {fitting}; lower budget.trials or add machines")
