@@ -33,6 +33,8 @@ class Keeper:
         self._left_over = [entry.number for entry in self.book.unfinished]
         self._before = {entry.number: entry.seconds for entry in self.book.entries.values()}
         """Seconds of earlier attempts."""
+        self._attempt: dict[int, int | None] = {}
+        """The attempt that each trial last reported from."""
 
     @property
     def proposer(self) -> Proposer:
@@ -61,10 +63,9 @@ class Keeper:
         """A trial reported ``result``; population based training may have changed its ``settings``."""
         entry = replace(self.book.entries[number], settings=settings)
         if "seconds" in result:
-            seconds = float(result["seconds"])
-            if entry.seconds > self._before.get(number, 0.0) + seconds:
-                self._before[number] = entry.seconds  # another attempt, whose clock began again
-            entry = replace(entry, seconds=self._before.get(number, 0.0) + seconds)
+            if self._attempt.get(number) != (attempt := result.get("attempt")):
+                self._attempt[number], self._before[number] = attempt, entry.seconds  # its clock began again
+            entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
         if "step" in result:
             judged = {name: result[name] for name in self.metrics if name in result}
             report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}

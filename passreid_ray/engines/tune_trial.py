@@ -1,7 +1,7 @@
 """A trial: an ordinary run of the job, that tells Ray Tune what it logs and stops when Tune says so.
 
-The run lives in a thread. Between its records it goes on by itself; at a record that has the sweep's metric it waits
-for Tune, which may stop it there.
+The run lives in a thread. At a record that has the sweep's metric the reading of its board waits for Tune, which may
+stop the run there; its workers train on meanwhile, and stop when they next log.
 """
 
 import os
@@ -131,6 +131,7 @@ class TrialRun(tune.Trainable):
         self._config = self._plan.trial_config(config["number"], config["settings"], use_gpu=self._use_gpu)
         self._run_thread: RunThread | None = None
         self._step = 0
+        self._attempt = time.time_ns()
         self._start_time = time.monotonic()
 
     def step(self) -> dict[str, Any]:
@@ -138,17 +139,17 @@ class TrialRun(tune.Trainable):
         if self._run_thread is None:
             self._run_thread = RunThread(self._plan, self._config)
         event = self._run_thread.next()
-        seconds = time.monotonic() - self._start_time
+        clock = {"seconds": time.monotonic() - self._start_time, "attempt": self._attempt}
         match event:
             case Report(step=step, progress=progress, metrics=metrics):
                 self._step = step
-                known = {"step": step, "seconds": seconds, TIME: UNITS * progress, "metrics": metrics}
+                known = {"step": step, **clock, TIME: UNITS * progress, "metrics": metrics}
                 return {**known, **self._judged(metrics)}
             case End(metrics=metrics, error=None):
                 known = self._judged(metrics)
                 if missing := [name for name in self._plan.config.metrics if name not in known]:
                     return {"done": True, "failure": f"never reported {', '.join(missing)}"}
-                end = {"step": event.step, "seconds": seconds, TIME: UNITS, "metrics": metrics}
+                end = {"step": event.step, **clock, TIME: UNITS, "metrics": metrics}
                 return {"done": True, "finished": True, **end, **known}
             case End(error=TrainingFailed() as error):
                 raise error
