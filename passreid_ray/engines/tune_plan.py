@@ -91,7 +91,7 @@ def make_plan(config: TuneConfig, presets: Path | None) -> SweepPlan:
     space = parse_space(config.space)
     plan = SweepPlan(config, values, space, config.budget.trials)
     try:
-        base = plan.base
+        plan.job_config({})
     except UserError as error:
         raise UserError(f"{config.job} with preset {config.preset} and overrides: {error}") from None
     check_searcher(plan)

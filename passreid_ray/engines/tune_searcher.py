@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from passreid_ray.engines.tune_book import ENDED, TrialBook, TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
-from passreid_ray.engines.tune_proposers import Proposer, make_proposer, replayed
+from passreid_ray.engines.tune_proposers import make_proposer, replayed
 from passreid_ray.errors import UserError
 
 ERROR_FILE = "error.log"
@@ -35,11 +35,6 @@ class Keeper:
         """Seconds of earlier attempts."""
         self._attempt: dict[int, int | None] = {}
         """The attempt that each trial last reported from."""
-
-    @property
-    def proposer(self) -> Proposer:
-        """What is tried next."""
-        return self._proposer
 
     @property
     def is_complete(self) -> bool:
