@@ -166,7 +166,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         storage_path=str(config.run.folder / TUNE_FOLDER),
         num_samples=-1,
         search_alg=SweepSearcher(keeper),
-        scheduler=make_scheduler(plan),
+        scheduler=make_scheduler(plan, list(keeper.book.entries.values())),
         max_concurrent_trials=config.concurrency,
         time_budget_s=left_seconds,
         max_failures=config.retries,

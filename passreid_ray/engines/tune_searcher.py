@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from passreid_ray.engines.tune_book import ENDED, TrialBook, TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_proposers import make_proposer, replayed
+from passreid_ray.engines.tune_trial import TIME
 from passreid_ray.errors import UserError
 
 ERROR_FILE = "error.log"
@@ -62,7 +63,7 @@ class Keeper:
                 self._attempt[number], self._before[number] = attempt, entry.seconds  # its clock began again
             entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
         if "step" in result:
-            judged = {name: result[name] for name in self.metrics if name in result}
+            judged = {name: result[name] for name in (TIME, *self.metrics) if name in result}
             report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}
             entry = entry.with_report(report, result.get("metrics", {}))
         self._put(entry)
