@@ -20,7 +20,6 @@ from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_space import Choice, Dimension, clipped, sampled
 from passreid_ray.engines.tune_trial import TIME, UNITS
 
-
 Histories = Mapping[int, Sequence[dict[str, float]]]
 """What trials, by number, reported in earlier calls of the sweep."""
 
