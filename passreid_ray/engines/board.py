@@ -101,7 +101,7 @@ class Monitor:
             "start": self._on_start,
             "metrics": self._on_metrics,
             "evaluation": self._on_evaluation,
-            "record": lambda step, metrics, **_: self._log.write(step, metrics),
+            "record": self._on_record,
             "say": lambda text, **_: self._progress.say(text),
             "phase": lambda phase, done, total, **_: self._progress.phase(phase, done, total),
             "round": self._on_round,
@@ -119,6 +119,10 @@ class Monitor:
         elif step:
             self._progress.say(f"continuing after step {step} of {end_step}")
         self._progress.start(step, end_step)
+
+    def _on_record(self, step: int, metrics: dict[str, float], **_: Any) -> None:
+        self._log.write(step, metrics)
+        self._tell(step, metrics)
 
     def _on_metrics(self, step: int, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)

@@ -86,10 +86,12 @@ def run(config: PlanConfig, console: Console | None = None) -> Plan:
     check_writable(config.plan.output, "plan.output")
     (config.plan.output / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
     connect(config.workers)
-    uses_gpu = bool(config.workers.to_ray().use_gpu)
+    scaling = config.workers.to_ray()
+    # Without workers of its own the run takes the GPU of its process, which Ray is not asked for.
+    uses_gpu = bool(scaling.use_gpu) if config.workers.num_workers else torch.cuda.is_available()
     console.print(
         f"{len(rows):,} images, probing {config.plan.probe_steps} steps of {config.batch_size} images with "
-        f"{config.workers.num_workers} worker(s), at most about {config.plan.max_probe_seconds:g} s"
+        f"{config.workers.world_size} worker(s), at most about {config.plan.max_probe_seconds:g} s"
     )
     workers = probe_group(config, rows, order)
     model = probe_alone(config, order, uses_gpu=uses_gpu)
@@ -168,7 +170,7 @@ def measured_of(
     """What was measured, beside what the settings say."""
     steps, every_steps = config.schedule(order).steps, config.run.checkpoint_every_steps
     return Measured(
-        num_workers=config.workers.num_workers,
+        num_workers=config.workers.world_size,
         uses_gpu=uses_gpu,
         batch_size=config.batch_size,
         micro_batches=config.micro_batches,

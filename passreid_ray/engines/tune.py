@@ -21,7 +21,7 @@ import torch
 from ray import tune
 from rich.console import Console
 
-from passreid_ray.config import read_preset, to_toml
+from passreid_ray.config import Section, read_preset, to_toml
 from passreid_ray.engines.fit import outcome_in_thread
 from passreid_ray.engines.ray_cluster import WorkersConfig, connect, num_cores
 from passreid_ray.engines.run_folder import CONFIG_FILE, check_writable, differences
@@ -103,17 +103,23 @@ def check_continues(plan: SweepPlan) -> None:
     Raises ``UserError`` when a sweep of that name is there whose trials could not be compared with new ones.
     """
     folder = plan.config.run.folder
-    for file, config, may_change in ((CONFIG_FILE, plan.config, MAY_CHANGE), (JOB_FILE, plan.base, JOB_MAY_CHANGE)):
-        text = to_toml(config)
+    parts = ((CONFIG_FILE, plan.config, MAY_CHANGE), (JOB_FILE, plan.base, JOB_MAY_CHANGE))
+    for file, config, may_change in parts:
         if (folder / file).is_file() and any(plan.trials_folder.glob("*")):
-            then, now = read_preset(str(folder / file)), tomllib.loads(text)
-            for name, (old, new) in differences(then, now).items():
+            # A sweep may be older than a setting: it was made as the setting's default says.
+            then, now, default = read_preset(str(folder / file)), _as_written(config), _as_written(type(config)())
+            for name, (old, new) in differences(then, now, default).items():
                 if not name.startswith(may_change):
                     raise UserError(
                         f"{folder}: this sweep was made with {name} = {old!r}, now it is {new!r}; give the same "
                         "settings to continue it, or another run.name to start afresh"
                     )
-        replace_text(folder / file, text)
+    for file, config, _ in parts:  # after both were compared: a command that is refused changes nothing
+        replace_text(folder / file, to_toml(config))
+
+
+def _as_written(config: Section) -> dict[str, Any]:
+    return tomllib.loads(to_toml(config))
 
 
 def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, list[str]]:
@@ -133,8 +139,8 @@ def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, 
     for note in notes:
         console.print(note)
     own, _ = needed_by_trial(workers, found)
+    check_at_once(plan, fitting)
     plan = replace(plan, config=plan.config.model_copy(update={"concurrency": fitting}))
-    check_at_once(plan)
     return plan, own.gpus > 0, notes
 
 
@@ -160,7 +166,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         storage_path=str(config.run.folder / TUNE_FOLDER),
         num_samples=-1,
         search_alg=SweepSearcher(keeper),
-        scheduler=make_scheduler(plan),
+        scheduler=make_scheduler(plan, list(keeper.book.entries.values())),
         max_concurrent_trials=config.concurrency,
         time_budget_s=left_seconds,
         max_failures=config.retries,
@@ -172,7 +178,8 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
     )
     error = outcome_in_thread(search_all)
     shutil.rmtree(config.run.folder / TUNE_FOLDER, ignore_errors=True)  # the trials' own files are all that counts
-    if error is not None and not keeper.is_complete:
+    # Complete is a sweep whose trials are all given out; only when all have ended too has nothing been lost.
+    if error is not None and (keeper.book.unfinished or not keeper.is_complete):
         raise error
 
 

@@ -37,7 +37,7 @@ class TrialEntry:
     metrics: dict[str, float] = field(default_factory=dict)
     """Last value of each metric."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """Reports with the metrics of the sweep, ``step`` and ``seconds``."""
+    """Reports with the metrics of the sweep, ``step``, ``seconds`` and what schedulers count in."""
     seconds: float = 0.0
     """Time under way, all attempts together."""
     error: str = ""

@@ -89,12 +89,12 @@ class EvolutionConfig(Section):
     """Weights of losses that evolve at a constant sum, so that the learning rate does not (ELo, arXiv:2002.12177)."""
 
     kind: Literal["evolution"] = "evolution"
-    weights: list[str] = Field(default=[], min_length=0)
+    weights: list[str] = Field(default=[])
     """Settings of the job that are weights, such as losses.identity.weight or token_weights.0."""
     total: float | None = Field(default=None, gt=0)
     """Their sum; none: how many they are."""
     strategy: Literal["mu_lambda", "cma_es"] = "mu_lambda"
-    """How the next generation is made: parents, crossover and mutation, or CMA-ES."""
+    """How the next generation is made: parents, their mean and mutation, or CMA-ES."""
     population: int = Field(default=12, ge=2)
     """Individuals of a generation, each of them a trial."""
     parents: int = Field(default=3, ge=1)
@@ -143,7 +143,7 @@ class TuneConfig(Section):
     """Everything a sweep is made of."""
 
     run: SweepFolder = SweepFolder()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides what is searched next; the trials themselves have the seed of their job."""
     job: JobName = "pretrain"
     """The job that is searched over."""

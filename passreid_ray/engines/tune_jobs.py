@@ -65,8 +65,9 @@ def reported_metrics(config: JobConfig) -> set[str]:
         case PretrainConfig():
             tokens = ["cls", *(f"part{part}" for part in range(config.views.num_parts))]
             by_token = ("loss", "teacher_entropy", "kl", "feature_std")
-            rates = {own.name for own in fields(PassRates)}
-            return names | rates | {f"{name}/{token}" for name in by_token for token in tokens}
+            of_tokens = {f"{name}/{token}" for name in by_token for token in tokens}
+            of_patches = {f"{name}/patches" for name in by_token[:3]} if config.masked_patch.weight > 0 else set()
+            return names | {own.name for own in fields(PassRates)} | of_tokens | of_patches
         case USLConfig():
             refined = {"loss/refined"} if config.refine.kind != "none" else set()
             clusters = {f"cluster/{own.name}" for own in fields(ClusterHealth)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from passreid_ray.config import assignments, overridden, read_preset
+from passreid_ray.data import open_rows
 from passreid_ray.data.storage import is_remote
 from passreid_ray.engines.ray_cluster import num_cores
 from passreid_ray.engines.tune_config import (
@@ -90,12 +91,12 @@ def make_plan(config: TuneConfig, presets: Path | None) -> SweepPlan:
     space = parse_space(config.space)
     plan = SweepPlan(config, values, space, config.budget.trials)
     try:
-        base = plan.base
+        plan.job_config({})
     except UserError as error:
         raise UserError(f"{config.job} with preset {config.preset} and overrides: {error}") from None
     check_searcher(plan)
     check_space(plan)
-    check_metrics(config, base)
+    check_metrics(plan)
     check_scheduler(plan)
     if isinstance(config.searcher, GridConfig):
         return SweepPlan(config, values, space, min(config.budget.trials, len(space.grid())))
@@ -134,13 +135,8 @@ def check_searcher(plan: SweepPlan) -> None:
 
 def check_space(plan: SweepPlan) -> None:
     """Try every choice and both ends of every range on the job; ``UserError`` with a line per mistake."""
-    probes = list(plan.space.probes())
-    if isinstance(own := plan.config.searcher, EvolutionConfig):
-        weights = WeightSpace(tuple(own.weights), own.total)
-        alone = [weights.to_weights([float(name == other) for other in own.weights]) for name in own.weights]
-        probes = [(name, found[name], {**found}) for name, found in zip(own.weights, alone, strict=True)]
     mistakes: dict[str, None] = {}
-    for key, value, settings in probes:
+    for key, value, settings in _probes(plan):
         if key.startswith(("run.", "workers.")):
             mistakes[f"space.{key}: is the sweep's own affair; search settings of the method"] = None
             continue
@@ -154,9 +150,21 @@ def check_space(plan: SweepPlan) -> None:
         raise UserError("\n".join(mistakes))
 
 
-def check_metrics(config: TuneConfig, base: JobConfig) -> None:
-    """Raise ``UserError`` for a metric that no trial would report."""
-    known = reported_metrics(base) | (set(LABEL_FREE) if config.scores_without_labels else set())
+def _probes(plan: SweepPlan) -> list[tuple[str, Value, dict[str, Value]]]:
+    """As ``Space.probes``; of evolution each weight alone."""
+    if isinstance(own := plan.config.searcher, EvolutionConfig):
+        weights = WeightSpace(tuple(own.weights), own.total)
+        alone = [weights.to_weights([float(name == other) for other in own.weights]) for name in own.weights]
+        return [(name, found[name], {**found}) for name, found in zip(own.weights, alone, strict=True)]
+    return list(plan.space.probes())
+
+
+def check_metrics(plan: SweepPlan) -> None:
+    """Raise ``UserError`` for a metric that no trial would report, and for crops that cannot be scored."""
+    config, base = plan.config, plan.base
+    probes = [plan.job_config(settings) for _, _, settings in _probes(plan)]  # a loss may be what is searched
+    known = set[str]().union(*map(reported_metrics, [base, *probes]))
+    known |= set(LABEL_FREE) if config.scores_without_labels else set()
     for key, name in (("metric", config.metric), ("second_metric", config.second_metric)):
         if name is None or name in known:
             continue
@@ -171,8 +179,13 @@ def check_metrics(config: TuneConfig, base: JobConfig) -> None:
     if config.second_metric == config.metric:
         raise UserError(f"second_metric: {config.metric} is the metric already")
     if config.scores_without_labels:
-        if (config.label_free.data or base.evaluation.data) is None:
+        if (source := config.label_free.data or base.evaluation.data) is None:
             raise UserError("label_free.data: must be given, since the job has no evaluation.data")
+        if (num_rows := len(open_rows(source))) < config.label_free.num_clusters:
+            raise UserError(
+                f"label_free.num_clusters: {config.label_free.num_clusters} clusters of {num_rows} crops; lower it, or "
+                "give more crops as label_free.data"
+            )
         if base.run.storage is not None and is_remote(base.run.storage):
             raise UserError(
                 "run.storage: checkpoints in a bucket cannot be scored without labels; give a shared folder"
@@ -207,11 +220,15 @@ def check_scheduler(plan: SweepPlan) -> None:
             raise UserError(f"searcher.kind: pbt begins with random settings, not with {config.searcher.kind}")
 
 
-def check_at_once(plan: SweepPlan) -> None:
-    """Raise ``UserError`` when the scheduler needs more trials under way at once than there are."""
-    config = plan.config
-    if isinstance(config.scheduler, PbtConfig) and plan.num_trials > config.concurrency:
-        raise UserError(
-            f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but concurrency "
-            f"is {config.concurrency}; give as many as budget.trials"
-        )
+def check_at_once(plan: SweepPlan, fitting: int | None = None) -> None:
+    """Raise ``UserError`` when the scheduler needs more trials under way at once than there are.
+
+    ``fitting``: for how many the cluster has room, once that is known.
+    """
+    if not isinstance(plan.config.scheduler, PbtConfig):
+        return
+    told = f"scheduler.kind: pbt trains its whole population at once, {plan.num_trials} trials, but"
+    if plan.num_trials > plan.config.concurrency:
+        raise UserError(f"{told} concurrency is {plan.config.concurrency}; give as many as budget.trials")
+    if fitting is not None and plan.num_trials > fitting:
+        raise UserError(f"{told} the cluster has room for {fitting}; lower budget.trials or add machines")

@@ -158,11 +158,6 @@ class EvolutionProposer:
         self._sign = 1.0 if mode == "min" else -1.0
         self._individuals: dict[int, int] = {}
 
-    @property
-    def generation(self) -> int:
-        """The generation that is asked for now, from 0."""
-        return self._strategy.generation
-
     def ask(self, number: int) -> dict[str, Value] | None:
         individual = self._strategy.ask()
         if individual is None:

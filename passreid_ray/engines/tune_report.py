@@ -19,7 +19,7 @@ from passreid_ray.engines.tune_plan import SweepPlan, trial_name
 from passreid_ray.engines.tune_space import Value
 from passreid_ray.search import rank_correlation
 from passreid_ray.viz.sweep_page import write_sweep_page
-from passreid_ray.viz.sweep_record import SweepRecord, TrialRecord
+from passreid_ray.viz.sweep_record import ENDED, SettingValue, SweepRecord, TrialRecord
 
 BEST_FILE = "best.toml"
 TABLE_FILE = "trials.parquet"
@@ -29,9 +29,9 @@ SHOWN_TRIALS = 8
 
 
 def ranked(plan: SweepPlan, entries: Sequence[TrialEntry]) -> list[TrialEntry]:
-    """Trials with a value of the metric, the best first: those that ran to their end before those that were stopped."""
+    """Trials that have ended with a value of the metric, the best first: the finished ones before those stopped."""
     name, sign = plan.config.metric, 1.0 if plan.config.mode == "min" else -1.0
-    known = [own for own in entries if own.status != "failed" and math.isfinite(own.metrics.get(name, math.nan))]
+    known = [own for own in entries if own.status in ENDED and math.isfinite(own.metrics.get(name, math.nan))]
     return sorted(known, key=lambda own: (own.status != "finished", sign * own.metrics[name], own.number))
 
 
@@ -39,13 +39,14 @@ def best_preset(plan: SweepPlan, entry: TrialEntry) -> str:
     """The settings of a trial as a preset of the job that runs by itself, in a folder beside the sweep."""
     config = plan.trial_config(entry.number, entry.settings, use_gpu=False)
     run = config.run.model_copy(update={"name": f"{plan.config.run.name}_best", "output": plan.config.run.output})
-    workers = config.workers.model_copy(update={"use_gpu": plan.base.workers.use_gpu})
-    config = config.model_copy(update={"run": run, "workers": workers})
-    metric = plan.config.metric
+    threads, metric = config.workers.threads, plan.config.metric
+    config = config.model_copy(update={"run": run, "workers": plan.base.workers})
     lines = [
         f"# {trial_name(entry.number)} of sweep {plan.config.run.name}: {metric} = {entry.metrics[metric]:.6g}.",
-        f"# Run it: python jobs/{plan.config.job}.py {BEST_FILE}",
+        f"# Run it: python jobs/{plan.config.job}.py {plan.config.run.folder / BEST_FILE}",
     ]
+    if config.workers.threads is None:  # a trial has its share of the cores, the best by itself may have all
+        lines.append(f"# The trial had workers.threads={threads}; another number may round otherwise.")
     if isinstance(plan.config.scheduler, PbtConfig):
         lines.append("# Its settings changed as it trained; these are the last, which alone may give another value.")
     if entry.status != "finished":
@@ -117,9 +118,7 @@ def write_hparams(plan: SweepPlan, entry: TrialEntry) -> None:
     from torch.utils.tensorboard import SummaryWriter  # costs seconds
 
     metrics = {f"hparam/{name}": entry.metrics[name] for name in plan.config.metrics if name in entry.metrics}
-    plain = {
-        key: value if isinstance(value, int | float | str) else str(value) for key, value in entry.settings.items()
-    }
+    plain = {key: "None" if value is None else _shown(value) for key, value in entry.settings.items()}
     with SummaryWriter(str(plan.trial_folder(entry.number) / "tensorboard")) as writer:
         writer.add_hparams(plain, metrics, run_name="hparams")
 
@@ -158,7 +157,7 @@ def replace_text(path: Path, text: str) -> None:
 def _record(plan: SweepPlan, entry: TrialEntry) -> TrialRecord:
     return TrialRecord(
         trial_id=trial_name(entry.number),
-        settings={key: value if not isinstance(value, list) else str(value) for key, value in entry.settings.items()},
+        settings={key: _shown(value) for key, value in entry.settings.items()},
         metrics=entry.metrics,
         history=entry.history,
         status=entry.status,
@@ -168,6 +167,11 @@ def _record(plan: SweepPlan, entry: TrialEntry) -> TrialRecord:
     )
 
 
+def _shown(value: Value) -> SettingValue:
+    """Lists and tables as text."""
+    return str(value) if isinstance(value, list | dict) else value
+
+
 def _in_words(settings: Mapping[str, Value]) -> str:
     return " ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
@@ -175,8 +179,8 @@ def _in_words(settings: Mapping[str, Value]) -> str:
 
 
 def _of_one_type(values: list[Any]) -> list[Any]:
-    """Values that fit one column: text where they are lists or of several types."""
+    """Values that fit one column: text where they are lists, tables or of several types."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) == 1 and list not in kinds):
+    if kinds <= {int, float} or (len(kinds) == 1 and not kinds & {list, dict}):
         return [float(value) if kinds == {int, float} and value is not None else value for value in values]
     return [None if value is None else json.dumps(value) for value in values]

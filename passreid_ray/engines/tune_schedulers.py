@@ -1,5 +1,7 @@
 """Which trials end early: Ray Tune's schedulers, counting the share of a run that is done."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,14 +14,38 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from passreid_ray.engines.tune_book import ENDED, TrialEntry
 from passreid_ray.engines.tune_config import AshaConfig, HyperBandConfig, MedianConfig, NoScheduler, PbtConfig
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_space import Choice, Dimension, clipped, sampled
 from passreid_ray.engines.tune_trial import TIME, UNITS
 
+Histories = Mapping[int, Sequence[dict[str, float]]]
+"""What trials, by number, reported in earlier calls of the sweep."""
 
-def make_scheduler(plan: SweepPlan) -> TrialScheduler:
-    """The scheduler of the sweep."""
+
+@dataclass(frozen=True, eq=False)
+class _Past:
+    """A trial that ended in an earlier call, as schedulers see one."""
+
+    trial_id: str
+    config: dict[str, Any]
+
+
+def make_scheduler(plan: SweepPlan, entries: Sequence[TrialEntry] = ()) -> TrialScheduler:
+    """The scheduler of the sweep, which knows what the trials of ``entries`` reported in earlier calls."""
+    scheduler = _scheduler(plan, {own.number: own.history for own in entries})
+    if isinstance(scheduler, _Rungs | _Median):
+        for own in entries:
+            if own.status in ENDED and own.history:
+                past: Any = _Past(f"trial {own.number} of an earlier call", {"number": own.number})
+                scheduler.on_trial_add(cast(Any, None), past)
+                if own.status != "failed":
+                    scheduler.on_trial_complete(cast(Any, None), past, own.history[-1])
+    return scheduler
+
+
+def _scheduler(plan: SweepPlan, histories: Histories) -> TrialScheduler:
     config = plan.config
     goal: dict[str, Any] = {"metric": config.metric, "mode": config.mode}
     match config.scheduler:
@@ -27,15 +53,15 @@ def make_scheduler(plan: SweepPlan) -> TrialScheduler:
             return FIFOScheduler()
         case AshaConfig(grace=grace, reduction=reduction):
             rungs = {"grace_period": grace * UNITS, "reduction_factor": reduction, "max_t": UNITS}
-            return AsyncHyperBandScheduler(time_attr=TIME, **rungs, **goal)
+            return _Rungs(histories, time_attr=TIME, **rungs, **goal)
         case HyperBandConfig(grace=grace, reduction=reduction, brackets=brackets):
             # Not Ray's synchronous one: it pauses trials until a bracket is full, which a searcher that waits for
             # results never fills.
             rungs = {"grace_period": grace * UNITS, "reduction_factor": reduction, "max_t": UNITS, "brackets": brackets}
-            return AsyncHyperBandScheduler(time_attr=TIME, **rungs, **goal)
+            return _Rungs(histories, time_attr=TIME, **rungs, **goal)
         case MedianConfig(grace=grace, min_trials=min_trials):
             rule = {"grace_period": grace * UNITS, "min_samples_required": min_trials}
-            return _MedianOfMeasured(time_attr=TIME, **rule, **goal)
+            return _Median(histories, time_attr=TIME, **rule, **goal)
         case PbtConfig() as own:
             return _KeepsNumbers(
                 time_attr=TIME,
@@ -50,8 +76,32 @@ def make_scheduler(plan: SweepPlan) -> TrialScheduler:
             )
 
 
-class _MedianOfMeasured(MedianStoppingRule):
-    """A trial that failed has nothing to compare with."""
+class _Rungs(AsyncHyperBandScheduler):
+    """A trial that goes on stands on the rungs that it passed in an earlier call, with what it had there."""
+
+    def __init__(self, histories: Histories, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._histories = histories
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for report in self._histories.get(trial.config["number"], ()):
+            self.on_trial_result(tune_controller, trial, report)  # its verdict was given then
+
+
+class _Median(MedianStoppingRule):
+    """Averages hold what was reported in earlier calls; a trial that failed has nothing to compare with."""
+
+    def __init__(self, histories: Histories, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._histories = histories
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        history = self._histories.get(trial.config["number"], ())
+        # Not by on_trial_result, which would stop it for what it had then.
+        if known := [own for own in history if self._metric in own and TIME in own]:
+            self._results[trial] += known
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         if self._metric in result and TIME in result:

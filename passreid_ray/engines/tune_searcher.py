@@ -12,7 +12,8 @@ from ray.tune.search import Searcher
 
 from passreid_ray.engines.tune_book import ENDED, TrialBook, TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
-from passreid_ray.engines.tune_proposers import Proposer, make_proposer, replayed
+from passreid_ray.engines.tune_proposers import make_proposer, replayed
+from passreid_ray.engines.tune_trial import TIME
 from passreid_ray.errors import UserError
 
 ERROR_FILE = "error.log"
@@ -33,11 +34,8 @@ class Keeper:
         self._left_over = [entry.number for entry in self.book.unfinished]
         self._before = {entry.number: entry.seconds for entry in self.book.entries.values()}
         """Seconds of earlier attempts."""
-
-    @property
-    def proposer(self) -> Proposer:
-        """What is tried next."""
-        return self._proposer
+        self._attempt: dict[int, int | None] = {}
+        """The attempt that each trial last reported from."""
 
     @property
     def is_complete(self) -> bool:
@@ -61,12 +59,11 @@ class Keeper:
         """A trial reported ``result``; population based training may have changed its ``settings``."""
         entry = replace(self.book.entries[number], settings=settings)
         if "seconds" in result:
-            seconds = float(result["seconds"])
-            if entry.seconds > self._before.get(number, 0.0) + seconds:
-                self._before[number] = entry.seconds  # another attempt, whose clock began again
-            entry = replace(entry, seconds=self._before.get(number, 0.0) + seconds)
+            if self._attempt.get(number) != (attempt := result.get("attempt")):
+                self._attempt[number], self._before[number] = attempt, entry.seconds  # its clock began again
+            entry = replace(entry, seconds=self._before.get(number, 0.0) + float(result["seconds"]))
         if "step" in result:
-            judged = {name: result[name] for name in self.metrics if name in result}
+            judged = {name: result[name] for name in (TIME, *self.metrics) if name in result}
             report = {"step": float(result["step"]), "seconds": entry.seconds, **judged}
             entry = entry.with_report(report, result.get("metrics", {}))
         self._put(entry)

@@ -16,7 +16,7 @@ from passreid_ray.config import Section
 from passreid_ray.config.mistakes import explain
 from passreid_ray.errors import UserError
 
-Value = bool | int | float | str | None | list[Any]
+Value = bool | int | float | str | None | list[Any] | dict[str, Any]
 """Of a setting, as TOML has it."""
 
 
@@ -176,17 +176,19 @@ def parse_space(tables: Mapping[str, Any]) -> Space:
     if mistakes:
         raise UserError("\n".join(mistakes))
     for key, dimension in found.items():
-        for needed in dimension.when:
-            if not isinstance(found.get(needed), Choice | Integer):
-                raise UserError(
-                    f"space.{key}.when: {needed} is not searched as a choice or an integer; a condition is on another "
-                    "searched setting"
-                )
-            if dimension.when[needed] not in ends(found[needed]) and isinstance(found[needed], Choice):
-                raise UserError(
-                    f"space.{key}.when: {needed} is never {dimension.when[needed]!r}; its values are "
-                    f"{ends(found[needed])}"
-                )
+        for needed, value in dimension.when.items():
+            match found.get(needed):
+                case Choice(values=values):
+                    can_be, known = value in values, f"its values are {values}"
+                case Integer(low=low, high=high):
+                    can_be, known = value in range(low, high + 1), f"it goes from {low} to {high}"
+                case _:
+                    raise UserError(
+                        f"space.{key}.when: {needed} is not searched as a choice or an integer; a condition is on "
+                        "another searched setting"
+                    )
+            if not can_be:
+                raise UserError(f"space.{key}.when: {needed} is never {value!r}; {known}")
     order = [key for key in found if not found[key].when]
     while len(order) < len(found):
         ready = [key for key in found if key not in order and set(found[key].when) <= set(order)]

@@ -1,7 +1,7 @@
 """A trial: an ordinary run of the job, that tells Ray Tune what it logs and stops when Tune says so.
 
-The run lives in a thread. Between its records it goes on by itself; at a record that has the sweep's metric it waits
-for Tune, which may stop it there.
+The run lives in a thread. At a record that has the sweep's metric the reading of its board waits for Tune, which may
+stop the run there; its workers train on meanwhile, and stop when they next log.
 """
 
 import os
@@ -38,12 +38,13 @@ UNITS = 100.0
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a step."""
+    """A step at which the sweep's metric was measured."""
 
     step: int
     progress: float
     """Share of the run that is done."""
     metrics: dict[str, float]
+    """The last value of each until then."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class End:
 
     step: int
     metrics: dict[str, float]
-    """The last value of each."""
-    error: Exception | None
+    """The last value of each; none after an error."""
+    error: BaseException | None
 
 
 class RunThread:
@@ -62,6 +63,7 @@ class RunThread:
     def __init__(self, plan: SweepPlan, config: JobConfig) -> None:
         self._plan = plan
         self._config = config
+        self._last: dict[str, float] = {}
         self._events: queue.Queue[Report | End] = queue.Queue()
         self._goes_on = threading.Event()
         self._stops = threading.Event()
@@ -86,27 +88,29 @@ class RunThread:
         return not self._thread.is_alive()
 
     def _hear(self, step: int, end_step: int, metrics: Mapping[str, float]) -> str | None:
+        self._last |= metrics  # a second metric may come in records of its own
         # Not at the last step: a run that is stopped there would lose its last checkpoint, and the end tells all.
         if self._plan.config.metric in metrics and step < end_step and not self._stops.is_set():
             self._goes_on.clear()
-            self._events.put(Report(step, step / end_step, dict(metrics)))
+            self._events.put(Report(step, step / end_step, dict(self._last)))
             while not self._goes_on.wait(WAIT_SECONDS) and not self._stops.is_set():
                 pass
         return STOPPED if self._stops.is_set() else None
 
     def _run(self) -> None:
-        folder, error, scores = self._config.run.folder, None, {}
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, scores = self._config.run.folder, {}
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with (folder / "console.log").open("a", encoding="utf-8") as file:
                 console = Console(file=file, width=120, highlight=False, soft_wrap=True)
                 self._plan.job.run(self._config, console, self._hear)
                 if self._plan.config.scores_without_labels:
                     scores = score_without_labels(self._config, self._plan.config.label_free, self._plan.config.seed)
-        except Exception as raised:  # noqa: BLE001 whatever ended it is the end of this trial, not of the sweep
-            error = raised
-        step, metrics = last_values(folder)
-        self._events.put(End(step, {**metrics, **scores}, error))
+            step, metrics = last_values(folder)
+            end = End(step, {**metrics, **scores}, None)
+        except BaseException as error:  # noqa: BLE001 whatever ended it is the end of this trial, not of the sweep
+            end = End(0, {}, error)
+        self._events.put(end)
 
 
 class TrialRun(tune.Trainable):
@@ -127,6 +131,7 @@ class TrialRun(tune.Trainable):
         self._config = self._plan.trial_config(config["number"], config["settings"], use_gpu=self._use_gpu)
         self._run_thread: RunThread | None = None
         self._step = 0
+        self._attempt = time.time_ns()
         self._start_time = time.monotonic()
 
     def step(self) -> dict[str, Any]:
@@ -134,17 +139,17 @@ class TrialRun(tune.Trainable):
         if self._run_thread is None:
             self._run_thread = RunThread(self._plan, self._config)
         event = self._run_thread.next()
-        seconds = time.monotonic() - self._start_time
+        clock = {"seconds": time.monotonic() - self._start_time, "attempt": self._attempt}
         match event:
             case Report(step=step, progress=progress, metrics=metrics):
                 self._step = step
-                known = {"step": step, "seconds": seconds, TIME: UNITS * progress, "metrics": metrics}
+                known = {"step": step, **clock, TIME: UNITS * progress, "metrics": metrics}
                 return {**known, **self._judged(metrics)}
             case End(metrics=metrics, error=None):
                 known = self._judged(metrics)
                 if missing := [name for name in self._plan.config.metrics if name not in known]:
                     return {"done": True, "failure": f"never reported {', '.join(missing)}"}
-                end = {"step": event.step, "seconds": seconds, TIME: UNITS, "metrics": metrics}
+                end = {"step": event.step, **clock, TIME: UNITS, "metrics": metrics}
                 return {"done": True, "finished": True, **end, **known}
             case End(error=TrainingFailed() as error):
                 raise error
@@ -155,9 +160,12 @@ class TrialRun(tune.Trainable):
                 raise error
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial, in the same process."""
+        """Become another trial, in the same process; raises ``RuntimeError`` when the old one does not end."""
         if self._run_thread is not None and not self._run_thread.stop():
-            return False
+            # Not False: Ray would count the new trial as failed and tell neither the searcher nor the callback.
+            raise RuntimeError(
+                f"{self._config.run.name}, which ran here before, was told to stop and goes on after {STOP_SECONDS:g} s"
+            )
         self._become(new_config)
         return True
 

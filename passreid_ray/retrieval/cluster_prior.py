@@ -2,7 +2,7 @@
 
 # Shape letters: N rows, D width, k clusters.
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import faiss
 import numpy as np
@@ -95,6 +95,7 @@ def cluster_distribution(
 
     Sorted, so that the number k-means gives to a cluster changes nothing. Raises ``UserError`` for another assignment.
     """
+    check_assignment(assignment)
     total_k = np.zeros(len(centroids_kD))
     block_rows = max(1, _BLOCK_BYTES // (8 * max(centroids_kD.shape)))
     for first in range(0, len(features_ND), block_rows):
@@ -106,9 +107,13 @@ def cluster_distribution(
                 total_k += softmax(logits_Rk, axis=1).sum(axis=0)
             case "hard":
                 total_k += np.bincount(logits_Rk.argmax(axis=1), minlength=len(total_k))
-            case _:
-                raise UserError(f"assignment: expected 'soft' or 'hard', got {assignment!r}")
     return np.sort(total_k)[::-1] / len(features_ND)
+
+
+def check_assignment(assignment: str) -> None:
+    """Raise ``UserError`` unless it is one that ``cluster_distribution`` knows."""
+    if assignment not in get_args(Assignment):
+        raise UserError(f"assignment: expected 'soft' or 'hard', got {assignment!r}")
 
 
 def kl_divergence(found_k: NDArray[np.float64], expected_k: NDArray[np.float64]) -> float:

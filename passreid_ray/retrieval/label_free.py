@@ -12,6 +12,7 @@ from passreid_ray.errors import UserError
 from passreid_ray.retrieval.cluster_prior import (
     Assignment,
     Prior,
+    check_assignment,
     cluster_distribution,
     kl_divergence,
     prior_distribution,
@@ -72,7 +73,7 @@ def label_free_score(
     ``exponent``, ``empirical_counts``: see ``prior_distribution``. The same features and ``seed`` give the same score.
 
     Raises ``UserError`` for fewer rows than clusters, for features that are not finite or are all zero, for positives
-    of another shape and for an unknown or incomplete prior.
+    of another shape, for an unknown assignment, and for an unknown or incomplete prior.
     """
     expected_k = prior_distribution(num_clusters, prior, exponent=exponent, empirical_counts=empirical_counts)
     features_ND = unit_features(features_ND)
@@ -83,6 +84,7 @@ def label_free_score(
                 f"positives: expected the shape {features_ND.shape} of the features, got {positives_ND.shape}; "
                 "give the feature of another view of each row"
             )
+    check_assignment(assignment)  # before k-means, which takes long
     found_k = cluster_distribution(features_ND, unit_centroids(features_ND, num_clusters, seed), assignment)
     return LabelFreeScore(
         kl_divergence=kl_divergence(found_k, expected_k),

@@ -3,7 +3,7 @@
 # Shape letters: L individuals of a generation (lambda), M parents (mu), D genes.
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from passreid_ray.search.individual import Individual
 from passreid_ray.search.open_generation import OpenGeneration
 from passreid_ray.search.saved_state import FAILED, restored
 
-Crossover = Literal["intermediate", "uniform"]
 STRATEGY = "mu_lambda"
 
 _SMALLEST_STEP = 1e-9
@@ -26,7 +25,7 @@ class MuLambda:
     """Gaussian mutation with a step size that evolves with the genes; parents die with their generation.
 
     H.-G. Beyer, H.-P. Schwefel, "Evolution strategies: a comprehensive introduction", Natural Computing 1 (2002): the
-    (mu/mu, lambda) strategy with self-adaptation. See ``children`` for mutation and crossover. The first generation is
+    (mu/mu, lambda) strategy with self-adaptation. See ``children`` for crossover and mutation. The first generation is
     drawn evenly from the whole range. A generation in which all fail changes nothing: its parents are the next one's.
     """
 
@@ -38,12 +37,11 @@ class MuLambda:
         parents: int = 3,
         seed: int = 0,
         step: float = 0.2,
-        crossover: Crossover = "intermediate",
     ) -> None:
         """``population`` = lambda, ``parents`` = mu, ``step`` = the first standard deviation of every gene.
 
-        Raises ``UserError`` unless ``dimension`` >= 1, 1 <= ``parents`` < ``population``, ``seed`` >= 0,
-        0 < ``step`` <= 0.5 and the crossover is known.
+        Raises ``UserError`` unless ``dimension`` >= 1, 1 <= ``parents`` < ``population``, ``seed`` >= 0 and
+        0 < ``step`` <= 0.5.
         """
         if dimension < 1 or seed < 0:
             raise UserError(f"evolution: expected one gene or more and a seed >= 0, got {dimension} and {seed}")
@@ -51,13 +49,10 @@ class MuLambda:
             raise UserError(f"evolution: expected 1 <= parents < population, got {parents} and {population}")
         if not 0 < step <= _LARGEST_STEP:
             raise UserError(f"evolution: expected a first step above 0 and up to {_LARGEST_STEP}, got {step}")
-        if crossover not in ("intermediate", "uniform"):
-            raise UserError(f"evolution: crossover is 'intermediate' or 'uniform', got {crossover!r}")
         self._dimension = dimension
         self._population = population
         self._num_parents = parents
         self._seed = seed
-        self._crossover: Crossover = crossover
         self._first_step = step
         self._parent_genes_MD = np.zeros((0, dimension))
         self._parent_steps_M = np.zeros(0)
@@ -93,9 +88,7 @@ class MuLambda:
         # A stream of its own for each generation: then nothing of the generator need be saved.
         rng = np.random.default_rng([self._seed, index])
         if len(self._parent_genes_MD):
-            genes_LD, self._steps_L = children(
-                self._parent_genes_MD, self._parent_steps_M, self._population, self._crossover, rng
-            )
+            genes_LD, self._steps_L = children(self._parent_genes_MD, self._parent_steps_M, self._population, rng)
         else:
             genes_LD = rng.random((self._population, self._dimension))
             self._steps_L = np.full(self._population, self._first_step)
@@ -111,7 +104,6 @@ class MuLambda:
                 "parents": self._num_parents,
                 "seed": self._seed,
                 "step": self._first_step,
-                "crossover": self._crossover,
             },
             "parent_genes": self._parent_genes_MD.tolist(),
             "parent_steps": self._parent_steps_M.tolist(),
@@ -148,28 +140,20 @@ def children(
     parent_genes_MD: NDArray[np.float64],
     parent_steps_M: NDArray[np.float64],
     population: int,
-    crossover: Crossover,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Genes in [0, 1] ``(L, D)`` and step sizes ``(L,)`` of the next generation.
 
-    Crossover: ``intermediate`` gives every child the mean of all parents' genes; ``uniform`` draws each gene from a
-    parent of its own. The step is the parents' mean in both.
+    Crossover is intermediate: genes and step of every child are the means of all parents'.
 
     Mutation (Beyer and Schwefel 2002, one step size an individual): the step is multiplied by
     exp(N(0, 1) / sqrt(D)); then each gene moves by step times N(0, 1) and is reflected at 0 and 1.
     """
     shape = (population, parent_genes_MD.shape[1])
-    match crossover:
-        case "intermediate":
-            genes_LD = np.broadcast_to(parent_genes_MD.mean(0), shape)
-        case "uniform":
-            parent_LD = rng.integers(len(parent_genes_MD), size=shape)
-            genes_LD = np.take_along_axis(parent_genes_MD, parent_LD, axis=0)
     # One step an individual: with a step for each gene, a dozen children are too few to tell the good steps.
     growth_L = np.exp(rng.standard_normal(population) / math.sqrt(shape[1]))
     steps_L = np.clip(parent_steps_M.mean() * growth_L, _SMALLEST_STEP, _LARGEST_STEP)
-    return reflected(genes_LD + steps_L[:, None] * rng.standard_normal(shape)), steps_L
+    return reflected(parent_genes_MD.mean(0) + steps_L[:, None] * rng.standard_normal(shape)), steps_L
 
 
 def reflected(genes: NDArray[np.float64]) -> NDArray[np.float64]:

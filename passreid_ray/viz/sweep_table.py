@@ -38,7 +38,7 @@ class Column:
 
 
 def best_first(sweep: SweepRecord) -> list[TrialRecord]:
-    """All trials: those with a final value by it, then the others by their status."""
+    """All trials: first as ``compared_trials`` has them, then the others by their status."""
     compared = compared_trials(sweep)
     known = {trial.trial_id for trial in compared}
     order = ("running", "finished", "stopped early", "failed", "waiting")

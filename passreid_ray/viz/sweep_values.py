@@ -13,10 +13,10 @@ def finite_value(trial: TrialRecord, metric: str) -> float | None:
 
 
 def compared_trials(sweep: SweepRecord) -> list[TrialRecord]:
-    """The finished and the early stopped trials that have a finite value, best first."""
+    """Trials that have ended with a finite value, best first: the finished ones before those stopped early."""
     valued = [(finite_value(trial, sweep.metric), trial) for trial in sweep.trials if trial.status in ENDED]
     known = [(cost(value, sweep.mode), trial) for value, trial in valued if value is not None]
-    return [trial for _, trial in sorted(known, key=lambda pair: pair[0])]
+    return [trial for _, trial in sorted(known, key=lambda pair: (pair[1].status != "finished", pair[0]))]
 
 
 def cost(value: float, mode: Mode) -> float:

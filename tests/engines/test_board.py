@@ -87,10 +87,12 @@ def test_a_listener_hears_what_is_measured_and_its_answer_stops_the_run(board: A
             {"kind": "metrics", "step": 2, "metrics": METRICS},
             {"kind": "say", "text": "hello"},
             {"kind": "evaluation", "step": 2, "metrics": scores},
+            {"kind": "record", "step": 3, "metrics": {"ranking/mined_loss": 0.1}},
             {"kind": "round", "step": 4, "text": "round 1", "metrics": {"cluster/eps": 0.5}},
         ):
             ray.get(board.post.remote({"rank": 0, **record}))
-    assert heard == [(2, 8, METRICS), (2, 8, scores), (4, 8, {"cluster/eps": 0.5})]
+    others = [(3, 8, {"ranking/mined_loss": 0.1}), (4, 8, {"cluster/eps": 0.5})]
+    assert heard == [(2, 8, METRICS), (2, 8, scores), *others]
     assert ray.get(board.stop_reason.remote()) == "enough"
 
 

@@ -151,6 +151,13 @@ def test_what_would_stop_the_run_stops_the_plan_before_ray_starts(tmp_path: Path
         plan.run(micro_plan(tmp_path, workers={"num_workers": 3}))
 
 
+def test_a_run_in_the_process_of_its_job_is_planned_as_one_worker(tmp_path: Path) -> None:
+    config = micro_plan(tmp_path, workers={"num_workers": 0})
+    rows, order = open_rows(config.data), EpochOrder(80, 8, 0)
+    measured = plan.measured_of(config, rows, order, (), None, uses_gpu=False, evaluates=False)
+    assert (measured.num_workers, measured.batch_per_worker) == (1, config.batch_size)
+
+
 def test_a_plan_of_two_workers_has_all_numbers_and_leaves_no_run_behind(cluster: None, tmp_path: Path) -> None:
     config = micro_plan(tmp_path, workers={"num_workers": 2})
     made = plan.run(config)

@@ -6,7 +6,8 @@ import pytest
 from passreid_ray.config import load_config, to_toml
 from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.engines.tune_config import TuneConfig
-from passreid_ray.engines.tune_plan import make_plan
+from passreid_ray.engines.tune_jobs import reported_metrics
+from passreid_ray.engines.tune_plan import check_at_once, make_plan
 from passreid_ray.errors import UserError
 from tests.engines.sweep_micro import SPACE, sweep_config, sweep_plan
 
@@ -73,6 +74,11 @@ def space_of(key: str, **dimension: Any) -> dict[str, Any]:
             },
             "space.batch_size: cannot change in the middle of a run",
         ),
+        (
+            {"label_free": {"enabled": True, "num_clusters": 97}},
+            "label_free.num_clusters: 97 clusters of 96 crops; lower it",
+        ),
+        ({"seed": 2**31}, "seed: expected"),
         ({"preset": "nowhere"}, "nowhere: no such preset file"),
     ],
 )
@@ -80,6 +86,22 @@ def test_what_cannot_work_is_told_before_ray_starts(tmp_path: Path, changes: dic
     with pytest.raises(UserError) as caught:
         sweep_plan(tmp_path, **changes)
     assert message in str(caught.value)
+
+
+def test_a_loss_that_only_some_trials_have_is_a_metric(tmp_path: Path) -> None:
+    searched = {"masked_patch": {"weight": {"kind": "choice", "values": [0.0, 1.0]}}}
+    with pytest.raises(UserError, match="pretrain never reports 'loss/patches'"):
+        sweep_plan(tmp_path, metric="loss/patches")
+    plan = sweep_plan(tmp_path, metric="loss/patches", space=searched)
+    without, among = (reported_metrics(plan.job_config({"masked_patch.weight": own})) for own in (0.0, 1.0))
+    assert among - without == {"loss/patches", "teacher_entropy/patches", "kl/patches"}
+
+
+def test_a_population_that_the_cluster_has_no_room_for_is_told_what_to_lower(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path, scheduler={"kind": "pbt"}, concurrency=4)
+    check_at_once(plan, fitting=4)
+    with pytest.raises(UserError, match=r"the cluster has room for 3; lower budget\.trials"):
+        check_at_once(plan, fitting=3)
 
 
 def test_a_grid_ends_where_its_combinations_do(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import html
 import json
 import math
 from io import StringIO
@@ -9,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from passreid_ray.config import load_config
+from passreid_ray.engines import tune
 from passreid_ray.engines.pretrain import PretrainConfig
-from passreid_ray.engines.tune import Reporter, check_continues
+from passreid_ray.engines.tune import Reporter, check_continues, search
 from passreid_ray.engines.tune_book import TrialEntry
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_report import (
@@ -40,6 +42,7 @@ ENTRIES = [
     entry(2, 0.4),
     entry(3, None, "failed"),
     entry(4, math.nan),
+    entry(5, 0.9, "running"),
 ]
 
 
@@ -48,7 +51,7 @@ def plan(tmp_path: Path) -> SweepPlan:
     return sweep_plan(tmp_path)
 
 
-def test_trials_that_ran_to_their_end_come_before_those_that_were_stopped(plan: SweepPlan) -> None:
+def test_finished_trials_come_before_stopped_ones_and_those_under_way_not_at_all(plan: SweepPlan) -> None:
     assert [own.number for own in ranked(plan, ENTRIES)] == [2, 0, 1]
 
 
@@ -58,26 +61,39 @@ def test_the_best_preset_is_the_trial_by_itself(plan: SweepPlan, tmp_path: Path)
     found = load_config(PretrainConfig, [str(path)])
     trial = plan.trial_config(2, ENTRIES[2].settings, use_gpu=False)
     assert found.run.folder == tmp_path / "sweep_best"
-    same = {"run": trial.run, "workers": found.workers.model_copy(update={"use_gpu": trial.workers.use_gpu})}
-    assert found.model_copy(update=same) == trial
+    assert found.workers == plan.base.workers  # not the share of the cores that the trial had
+    assert found.model_copy(update={"run": trial.run, "workers": trial.workers}) == trial
     assert found.optimizer.lr == 0.03
-    assert "evaluation/mAP = 0.4" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "evaluation/mAP = 0.4" in text
+    assert f"python jobs/pretrain.py {plan.config.run.folder / 'best.toml'}\n" in text
+    assert f"workers.threads={trial.workers.threads};" in text
 
 
 def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: SweepPlan, tmp_path: Path) -> None:
     folder = plan.config.run.folder
     folder.mkdir()
-    mixed = entry(5, 0.1, **{"views.global_scale": [0.3, 1.0], "student_temp": 0.2})
+    mixed = entry(6, 0.1, **{"views.global_scale": [0.3, 1.0], "student_temp": 0.2})
     write_report(plan, [*ENTRIES, mixed], [], is_done=False)
     table = pq.read_table(folder / "trials.parquet").to_pydict()
-    assert table["number"] == [0, 1, 2, 3, 4, 5]
+    assert table["number"] == [0, 1, 2, 3, 4, 5, 6]
     assert table["status"][1] == "stopped early"
-    assert table["settings.student_temp"][5] == 0.2
-    assert [own and json.loads(own) for own in table["settings.views.global_scale"]] == [None] * 5 + [[0.3, 1.0]]
+    assert table["settings.student_temp"][6] == 0.2
+    assert [own and json.loads(own) for own in table["settings.views.global_scale"]] == [None] * 6 + [[0.3, 1.0]]
     assert table[METRIC][:3] == [0.3, 0.5, 0.4]
     assert table[METRIC][3] is None
     assert (folder / "sweep.html").stat().st_size > 1000
     assert not list(folder.glob("*.part"))
+
+
+def test_a_choice_of_tables_is_text_in_the_report(plan: SweepPlan) -> None:
+    folder = plan.config.run.folder
+    folder.mkdir()
+    entries = [entry(0, 0.3, optimizer={"lr": 0.01}), entry(1, 0.4, optimizer={"final_lr": 0.02})]
+    write_report(plan, entries, [], is_done=True)
+    table = pq.read_table(folder / "trials.parquet").to_pydict()
+    assert [json.loads(own) for own in table["settings.optimizer"]] == [own.settings["optimizer"] for own in entries]
+    assert html.escape("{'final_lr': 0.02}") in (folder / "sweep.html").read_text(encoding="utf-8")
 
 
 def test_the_rank_correlation_of_the_two_scores_is_in_the_report(tmp_path: Path) -> None:
@@ -125,6 +141,20 @@ def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
     assert "3 trials are left" in console.file.getvalue()
 
 
+def test_an_error_while_the_last_trials_run_is_not_lost(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper(plan)
+
+    def give_out_all_and_fail(*args: Any, **settings: Any) -> None:
+        for _ in range(4):
+            keeper.next_trial()
+        keeper.end(0, {"finished": True})
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tune.tune, "run", give_out_all_and_fail)
+    with pytest.raises(OSError, match="no space left"):
+        search(keeper, Reporter(keeper, Console(file=StringIO()), []), use_gpu=False)
+
+
 def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: Path) -> None:
     plan = sweep_plan(tmp_path)
     plan.config.run.folder.mkdir()
@@ -135,3 +165,30 @@ def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: 
         check_continues(sweep_plan(tmp_path, seed=1))
     with pytest.raises(UserError, match=r"epochs = 3, now it is 5"):
         check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))
+
+
+def test_a_command_that_is_refused_leaves_the_record_of_the_sweep_as_it_was(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    record = (plan.config.run.folder / "config.toml").read_bytes()
+    with pytest.raises(UserError, match="epochs = 3, now it is 5"):
+        check_continues(sweep_plan(tmp_path, overrides={"epochs": 5}))
+    assert (plan.config.run.folder / "config.toml").read_bytes() == record
+
+
+def test_a_sweep_that_is_older_than_a_setting_was_made_with_its_default(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path)
+    plan.config.run.folder.mkdir()
+    check_continues(plan)
+    Keeper(plan).next_trial()
+    for file, line in (("config.toml", "seed = 0\n"), ("job.toml", "koleo_weight = 0.0\n")):
+        path = plan.config.run.folder / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(line) == 1
+        path.write_text(text.replace(line, ""), encoding="utf-8")
+    check_continues(sweep_plan(tmp_path))
+    path.write_text(text.replace(line, ""), encoding="utf-8")
+    with pytest.raises(UserError, match=r"made with koleo_weight = 0\.0, now it is 0\.5"):
+        check_continues(sweep_plan(tmp_path, overrides={"koleo_weight": 0.5}))

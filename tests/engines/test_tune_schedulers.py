@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from passreid_ray.engines.tune_book import TrialEntry
 from passreid_ray.engines.tune_schedulers import make_scheduler
 from passreid_ray.engines.tune_trial import TIME, TrialRun
 from passreid_ray.train.state_files import load_state, save_state
+from passreid_ray.viz.sweep_record import TrialStatus
 from tests.engines.sweep_micro import sweep_plan
 
 PBT: dict[str, Any] = {"scheduler": {"kind": "pbt", "resample": 0.5}, "concurrency": 4}
@@ -48,9 +50,53 @@ def test_the_worse_half_stops_at_a_rung(tmp_path: Path, kind: str) -> None:
     assert told == ["CONTINUE", "CONTINUE", "STOP", "CONTINUE", "STOP"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Named:
     trial_id: str
+    number: int = 99
+
+    @property
+    def config(self) -> dict[str, int]:
+        return {"number": self.number}
+
+
+def told_before(number: int, status: TrialStatus, values: dict[float, float]) -> TrialEntry:
+    """A trial of an earlier call, with its mAP at shares of the run."""
+    history = [{"step": time, TIME: time, "evaluation/mAP": value} for time, value in values.items()]
+    return TrialEntry(number, {}, {}, 0, status, history=history)
+
+
+def test_a_trial_that_goes_on_is_compared_by_what_it_had_at_a_rung_not_by_what_it_has_now(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path, scheduler={"kind": "asha", "grace": 0.5, "reduction": 2})
+    entries = [told_before(0, "finished", {50.0: 0.3, 100.0: 0.9}), told_before(1, "running", {50.0: 0.2})]
+    scheduler: Any = make_scheduler(plan, entries)
+    trials = [_Named(f"again {number}", number) for number in (1, 2, 3)]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    told = [
+        scheduler.on_trial_result(None, trial, {TIME: time, "evaluation/mAP": value})
+        for time, value, trial in ((80.0, 0.8, trials[0]), (50.0, 0.27, trials[1]), (50.0, 0.1, trials[2]))
+    ]
+    # At the rung there were 0.3 and 0.2, so 0.27 is in the better half.
+    assert told == ["CONTINUE", "CONTINUE", "STOP"]
+
+
+def test_the_median_is_that_of_all_calls_of_a_sweep(tmp_path: Path) -> None:
+    plan = sweep_plan(tmp_path, scheduler={"kind": "median", "min_trials": 2, "grace": 0.1})
+    entries = [
+        told_before(0, "finished", {50.0: 0.5, 100.0: 0.5}),
+        told_before(1, "running", {50.0: 0.45}),
+        told_before(2, "failed", {}),
+    ]
+    scheduler: Any = make_scheduler(plan, entries)
+    left_over, good, bad = _Named("again", 1), _Named("good", 3), _Named("bad", 4)
+    for trial in (left_over, good, bad):
+        scheduler.on_trial_add(None, trial)
+    told = [
+        scheduler.on_trial_result(None, trial, {TIME: 50.0, "evaluation/mAP": value})
+        for trial, value in ((good, 0.48), (bad, 0.4), (left_over, 0.48))
+    ]
+    assert told == ["CONTINUE", "STOP", "CONTINUE"]
 
 
 def test_a_failed_trial_is_nothing_to_compare_with(tmp_path: Path) -> None:

@@ -131,6 +131,16 @@ def test_a_trial_whose_folder_is_gone_is_missed(tmp_path: Path) -> None:
         TrialBook(plan.trials_folder)
 
 
+def test_the_seconds_of_all_attempts_are_added_whatever_their_clocks_say(tmp_path: Path) -> None:
+    keeper = Keeper(plan_of(tmp_path, "random"))
+    assert keeper.next_trial() is not None
+    for attempt, seconds in ((7, 10.0), (7, 100.0), (8, 150.0), (9, 20.0), (9, 30.0)):
+        keeper.report(0, {}, {"attempt": attempt, "seconds": seconds})
+    again = Keeper(keeper.plan)
+    again.report(0, {}, {"attempt": 10, "seconds": 5.0})
+    assert again.book.entries[0].seconds == 100 + 150 + 30 + 5
+
+
 def test_a_report_of_an_earlier_step_replaces_what_came_after_it(tmp_path: Path) -> None:
     keeper = Keeper(plan_of(tmp_path, "random"))
     entry = keeper.next_trial()

@@ -76,7 +76,14 @@ def test_every_end_is_probed_under_its_conditions() -> None:
         ({"k": {"kind": "integer", "low": 1, "high": 2, "when": {"x": 1}}}, "space.k.when: x is not searched"),
         (
             {"a": {"kind": "choice", "values": [1]}, "k": {"kind": "integer", "low": 1, "high": 2, "when": {"a": 2}}},
-            "space.k.when: a is never 2",
+            "space.k.when: a is never 2; its values are",
+        ),
+        (
+            {
+                "a": {"kind": "integer", "low": 1, "high": 3},
+                "k": {"kind": "integer", "low": 1, "high": 2, "when": {"a": 7}},
+            },
+            "space.k.when: a is never 7; it goes from 1 to 3",
         ),
         (
             {

@@ -266,3 +266,8 @@ def test_what_cannot_be_scored_is_refused_in_words(arguments: dict[str, Any], me
     given_arguments: dict[str, Any] = valid | {"seed": 0} | arguments
     with pytest.raises(UserError, match=message):
         label_free_score(**given_arguments)
+
+
+def test_an_unknown_assignment_is_refused_before_clusters_are_looked_for() -> None:
+    with pytest.raises(UserError, match="assignment: expected 'soft' or 'hard', got 'fuzzy'"):
+        label_free_score(np.eye(3), num_clusters=4, assignment="fuzzy", seed=0)  # pyright: ignore[reportArgumentType]

@@ -32,26 +32,15 @@ def test_genes_in_range_are_not_moved_by_the_mirror() -> None:
 
 def test_intermediate_children_lie_around_the_mean_of_the_parents() -> None:
     parents_MD = np.array([[0.2, 0.5], [0.4, 0.5], [0.6, 0.8]])
-    genes_LD, steps_L = children(parents_MD, np.full(3, 1e-6), 50, "intermediate", np.random.default_rng(0))
+    genes_LD, steps_L = children(parents_MD, np.full(3, 1e-6), 50, np.random.default_rng(0))
     np.testing.assert_allclose(genes_LD, np.broadcast_to([0.4, 0.6], (50, 2)), atol=1e-4)
     assert steps_L.shape == (50,)
-
-
-def test_uniform_children_take_each_gene_from_some_parent() -> None:
-    parents_MD = np.array([[0.1, 0.2], [0.5, 0.6], [0.8, 0.9]])
-    genes_LD, _ = children(parents_MD, np.full(3, 1e-9), 300, "uniform", np.random.default_rng(0))
-    pairs, counts = np.unique(genes_LD.round(5), axis=0, return_counts=True)
-    expected = [[first, second] for first in (0.1, 0.5, 0.8) for second in (0.2, 0.6, 0.9)]
-    np.testing.assert_array_equal(pairs, expected)
-    assert counts.min() > 15  # 33 of each on average: the genes are drawn one by one
 
 
 def test_steps_are_log_normal_about_the_mean_step_of_the_parents_and_moves_follow_them() -> None:
     dimension, num_children = 4, 20_000
     parents_MD = np.full((2, dimension), 0.5)
-    genes_LD, steps_L = children(
-        parents_MD, np.array([1e-3, 3e-3]), num_children, "intermediate", np.random.default_rng(0)
-    )
+    genes_LD, steps_L = children(parents_MD, np.array([1e-3, 3e-3]), num_children, np.random.default_rng(0))
     logs = np.log(steps_L / 2e-3)
     # Standard deviation 1 / sqrt(D) = 0.5; the bounds are four standard errors.
     assert abs(logs.mean()) < 4 * 0.5 / math.sqrt(num_children)
@@ -90,7 +79,6 @@ def test_the_first_generation_covers_the_range() -> None:
         {"step": 0.0},
         {"step": 0.6},
         {"step": math.nan},
-        {"crossover": "both"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict) -> None:

@@ -16,8 +16,7 @@ Fitness = Callable[[Individual], float]
 
 TARGET_D = np.array([0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
 MAKERS: dict[str, Callable[[int], Strategy]] = {
-    "intermediate": lambda seed: MuLambda(6, seed=seed),
-    "uniform": lambda seed: MuLambda(6, seed=seed, crossover="uniform"),
+    "mu_lambda": lambda seed: MuLambda(6, seed=seed),
     "cma_es": lambda seed: CmaEs(6, seed=seed),
 }
 every_strategy = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

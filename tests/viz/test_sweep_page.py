@@ -98,10 +98,10 @@ def figures(page: str) -> dict[str, Any]:
     return json.loads(found[1])
 
 
-def test_the_page_names_every_trial_best_first_and_counts_them_by_status() -> None:
+def test_the_page_names_every_trial_best_first_the_stopped_after_the_finished_and_counts_them_by_status() -> None:
     outline = Outline(sweep_page(mixed_sweep(), NOW))
     ids = [row[0].removesuffix(" best") for row in outline.rows[1:13]]
-    assert ids[:9] == ["t8", "t7", "t6", "t5", "t4", "t3", EVIL[:20] + "…" + EVIL[-19:], "t1", "t0"]
+    assert ids[:9] == ["t7", "t6", "t5", "t4", "t3", EVIL[:20] + "…" + EVIL[-19:], "t1", "t0", "t8"]
     assert ids[9:] == ["t10", "t9", "t11"]
     for fact in ("8 of 12", "0.57best mAP, by t7", "1stopped early", "1failed"):
         assert fact in outline.text.replace("\n", "")
