@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-gpu clean
 
 demo: .venv/installed  ## pre-train on built-in synthetic people, under 3 minutes on 2 cores
 	$(BIN)/python jobs/pretrain.py
@@ -16,12 +16,20 @@ lint: .venv/installed-dev  ## style, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Those of one thread that end in minutes; cluster_scale and stream_million go to millions, pass_step takes all cores.
+# Those of one thread that end in minutes; cluster_scale and stream_million go to millions, and are run by hand.
 BENCHMARKS := part_views stream_views distillation_loss evaluate_ranking jaccard rerank synthetic_people
 
 bench: .venv/installed-dev  ## measured speed, as ratios to literal versions in the same run
 	for name in $(BENCHMARKS); do echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit 1; done
-	$(BIN)/python -m benchmarks.pass_step
+	$(BIN)/python -m benchmarks.pass_step --repeats 3
+	$(BIN)/python -m benchmarks.pass_step --repeats 3 --precision bf16
+	$(BIN)/python -m benchmarks.render
+
+bench-gpu: .venv/installed-dev  ## the training step on a GPU: ViT-S and ViT-B in bf16, plain and compiled
+	for trunk in small base; do for compile in off blocks; do \
+		$(BIN)/python -m benchmarks.pass_step --device cuda --precision bf16 --trunk vit_$${trunk}_patch16_224 --batch 128 \
+			--compile $$compile --name pass_step_cuda_bf16_$${trunk}_$$compile || exit 1; done; done
+	$(BIN)/python -m benchmarks.render
 
 clean:
 	rm -rf .venv
