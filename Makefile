@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test cluster-test lint bench bench-gpu clean
 
 demo: .venv/installed  ## pre-train on built-in synthetic people, under 3 minutes on 2 cores
 	$(BIN)/python jobs/pretrain.py
 
-test: .venv/installed-dev  ## every test that this machine can run
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## every test but those that need several hosts
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 10 -m "not cluster"
+
+# CLUSTER=short: those that continuous integration runs.
+CLUSTER ?= cluster
+cluster-test: .venv/installed-dev  ## several hosts in network namespaces: as root, needs the packages named in .ci/run
+	$(BIN)/python -m pytest -m $(CLUSTER) tests/cluster
 
 lint: .venv/installed-dev  ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -3,12 +3,15 @@
 Whatever is computed over a batch must not depend on how many workers share it; these are the pieces it is built from.
 """
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+T = TypeVar("T")
 
 
 def is_active() -> bool:
@@ -122,6 +125,23 @@ def all_gather_objects(value: object) -> list[Any]:
     if is_active():
         dist.all_gather_object(values, value)
     return values
+
+
+def agreed(work: Callable[[], T]) -> list[T]:
+    """What ``work`` returned on every rank, in rank order; what it raises on one of them, all ranks raise.
+
+    A rank that fails alone would leave the others waiting for it. ``OSError`` and ``ValueError`` (so ``UserError``) are
+    shared; any other is a bug and ends its rank.
+    """
+    try:
+        outcome: T | Exception = work()
+    except (OSError, ValueError) as error:
+        outcome = error
+    outcomes = all_gather_objects(outcome)
+    for one in outcomes:
+        if isinstance(one, Exception):
+            raise one
+    return outcomes
 
 
 def barrier() -> None:

@@ -210,10 +210,15 @@ def test_two_presets_are_refused() -> None:
     assert message("a.toml", "b.toml").startswith("expected at most one preset")
 
 
-def test_a_preset_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    (tmp_path / "small.toml").touch()
-    with pytest.raises(UserError, match=r"big: no such preset file; presets that come with this job: small\."):
-        load("big", presets=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("big", "sweep_large, usl_large, usl_small"), ("usl_big", "usl_large, usl_small")],
+)
+def test_a_preset_that_is_not_there_is_told_with_those_of_its_job(name: str, told: str, tmp_path: Path) -> None:
+    for known in ("usl_small", "sweep_large", "usl_large"):
+        (tmp_path / f"{known}.toml").touch()
+    with pytest.raises(UserError, match=rf"{name}: no such preset file; there are {told}\."):
+        load(name, presets=tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"epochs = = 3", b"\xff\xfe"])

@@ -82,5 +82,24 @@ def test_objects_are_gathered_in_rank_order() -> None:
     assert gathered_places() == ["rank 0"]
 
 
+def agreed_places(failing: int | None) -> list[str]:
+    def work() -> str:
+        if distributed.rank() == failing:
+            raise OSError(28, "No space left on device")
+        return f"rank {distributed.rank()}"
+
+    try:
+        return distributed.agreed(work)
+    except OSError as error:
+        return [str(error)]
+
+
+def test_what_fails_on_one_rank_fails_on_all_and_none_waits() -> None:
+    assert run_on_ranks(agreed_places, None) == [["rank 0", "rank 1"]] * 2
+    assert run_on_ranks(agreed_places, 1) == [["[Errno 28] No space left on device"]] * 2
+    assert agreed_places(None) == ["rank 0"]
+    assert agreed_places(0) == ["[Errno 28] No space left on device"]
+
+
 def test_ranks_meet_at_a_barrier() -> None:
     assert run_on_ranks(barrier_then_count) == [2, 2]

@@ -60,7 +60,8 @@ def read_preset(name: str, presets: Path | None = None) -> dict[str, Any]:
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         known = sorted(file.stem for file in presets.glob("*.toml")) if presets else []
-        hint = f"; presets that come with this job: {', '.join(known)}" if known else ""
+        kin = [stem for stem in known if stem.partition("_")[0] == name.partition("_")[0]]  # of the same job
+        hint = f"; there are {', '.join(kin or known)}" if known else ""
         raise UserError(
             f"{without_credentials(name)}: no such preset file{hint}. Settings are given as section.key=value"
         )

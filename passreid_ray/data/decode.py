@@ -15,6 +15,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 MIN_SIDE_PX = 8
 """An image with a shorter side cannot hold a person and is refused."""
 
+MAX_IMAGE_BYTES = 100_000_000
+"""A larger image is refused: before it is read where its store knows the size, else before it is decoded."""
+
 
 class BadImage(ValueError):
     """An image that cannot be read or decoded; ``reason`` says why in a few words."""
@@ -24,16 +27,23 @@ class BadImage(ValueError):
         self.reason = reason
 
 
+def refuse_oversized(num_bytes: int) -> None:
+    """Raise ``BadImage`` for an encoded image of more than ``MAX_IMAGE_BYTES``."""
+    if num_bytes > MAX_IMAGE_BYTES:
+        raise BadImage(f"has {num_bytes} bytes; an image has at most {MAX_IMAGE_BYTES}")
+
+
 def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> np.ndarray:
     """Pixels of an encoded image: ``(H, W, 3)`` uint8 RGB, upright by its EXIF orientation.
 
     Reads JPEG, PNG, BMP, GIF, WebP and TIFF; of several frames the first. Grey and palette images become RGB, alpha is
     composited on white, 16 bits are scaled to 8. Colour profiles are ignored. Raises ``BadImage`` for bytes that are
     empty, corrupt, truncated or of another format, for a side below ``MIN_SIDE_PX`` and, before anything is decoded,
-    for more than ``max_pixels`` pixels.
+    for more than ``max_pixels`` pixels or ``MAX_IMAGE_BYTES`` bytes.
     """
     if not data:
         raise BadImage("empty")
+    refuse_oversized(len(data))
     try:
         image = _open(data)
         if image is None:

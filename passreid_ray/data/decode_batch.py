@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from passreid_ray.data.decode import MIN_SIDE_PX, BadImage, decode_image
+from passreid_ray.data.decode import MAX_IMAGE_BYTES, MIN_SIDE_PX, BadImage, decode_image
 
 _MAX_PLAIN_PIXELS = 4_000_000
 """Larger images are left to ``decode_image``, whose own limit refuses a bomb; it also bounds a batch on the device."""
@@ -87,9 +87,10 @@ def is_plain_jpeg(data: bytes) -> bool:
     """Whether a JPEG's header holds nothing that needs care, so that any decoder agrees on what the image is.
 
     Plain is: Huffman coded, 8 bits, 1 or 3 components, no marker but JFIF's and comments (so no EXIF orientation and no
-    Adobe colours), sides from ``MIN_SIDE_PX`` and at most 4 million pixels. Nothing is decoded and nothing raised.
+    Adobe colours), sides from ``MIN_SIDE_PX`` and at most 4 million pixels, and at most ``MAX_IMAGE_BYTES``. Nothing is
+    decoded and nothing raised.
     """
-    if data[:2] != b"\xff\xd8":
+    if data[:2] != b"\xff\xd8" or len(data) > MAX_IMAGE_BYTES:
         return False
     position, has_frame = 2, False
     while position + 4 <= len(data) and data[position] == 0xFF:

@@ -84,12 +84,15 @@ def check_present(root: Path | str, paths: Iterable[str], source: str) -> None:
 
 
 def file_sizes(root: Path | str, paths: Iterable[str], source: str) -> NDArray[np.int64]:
-    """Sizes in bytes of the files ``paths`` below ``root``; raises what ``check_present`` raises."""
+    """Sizes in bytes of the files ``paths`` below ``root``; raises what ``check_present`` raises, and a ``UserError``
+    for a path that is absolute or leads out of ``root`` by ``..``."""
     # A bucket is listed a thousand names at a time; asking for each costs a request each.
     known = {name: entry.size for name, entry in _remote_files(str(root))} if is_remote(root) else None
     sizes = array("q")
     first: list[str] = []
     for path in paths:
+        if _leads_outside(path):
+            raise UserError(f"{source}: {path!r} leads out of {shown(root)}; name images relative to it, without ..")
         size = _file_size(os.path.join(root, path)) if known is None else known.get(path, _NO_FILE)
         if size == _NO_FILE and len(first) < NUM_NAMED:
             first.append(path)
@@ -154,6 +157,10 @@ def _size_bytes(entry: "os.DirEntry[str] | pafs.FileInfo") -> int:
         return entry.stat().st_size
     except OSError:  # went away just now: reading it will tell
         return _NO_FILE
+
+
+def _leads_outside(path: str) -> bool:
+    return path.startswith("/") or (".." in path and ".." in path.replace("\\", "/").split("/"))
 
 
 def _file_size(path: str) -> int:

@@ -21,6 +21,9 @@ class DataShare:
     cpus: float
     object_store_bytes: int | None = None
     """Shared memory for what is made but not yet read; none: as Ray Data decides."""
+    has_cpu: bool = True
+    """Whether a CPU is sure to be left for tasks: where training has taken all of them, or takes more as nodes come and
+    go, tasks would wait for ever."""
 
 
 class Watch(ExecutionCallback):
@@ -50,8 +53,12 @@ def execute(
 ) -> Iterator[Any]:
     """Batches of ``batch_size`` rows, in order, of what ``make`` gives or yields for each of ``items``.
 
-    Every item is a task on one CPU, ``max_tasks`` of them at a time. ``batch_format``: "numpy" or "pyarrow".
+    Every item is a task on one CPU, ``max_tasks`` of them at a time. ``batch_format``: "numpy" or "pyarrow". Where no
+    CPU is left for tasks, a thread of this process does their work; ``make`` must give whole batches then.
     """
+    if not share.has_cpu:
+        yield from _made_here(make, items)
+        return
 
     def make_item(batch: Any) -> Any:
         return make(items[int(batch["id"][0])])
@@ -68,3 +75,14 @@ def execute(
         cpu=max(1.0, share.cpus), object_store_memory=share.object_store_bytes
     )
     yield from made.iter_batches(batch_size=batch_size, batch_format=batch_format, prefetch_batches=2)
+
+
+def _made_here(make: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    from passreid_ray.data.read_ahead import made_ahead  # which needs the streams, and they need this
+
+    def batches_of(item: Any) -> list[Any]:
+        made = make(item)
+        return list(made) if isinstance(made, Iterator) else [made]
+
+    for batches in made_ahead(batches_of, items):
+        yield from batches

@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from passreid_ray.data.extension_types import refuse_extension_types
 from passreid_ray.data.storage import locate
 from passreid_ray.errors import UserError
 
@@ -146,18 +147,25 @@ def _read_table(filesystem: pafs.FileSystem, path: str) -> pa.Table:
             missing = [name for name in ("image_id", "feature") if name not in names]
             if missing:
                 raise UserError(f"{path}: no column {missing[0]!r}; columns found: {', '.join(names)}")
+            columns = [name for name in names if name in READ_COLUMNS]
+            refuse_extension_types(file.schema_arrow, columns, path)
             kind = file.schema_arrow.field("feature").type
-            if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)):
+            if not _holds_numbers(kind):
                 raise UserError(f"{path}: column 'feature' is {kind}; expected a list of numbers in every row")
-            table = file.read(
-                columns=[name for name in names if name in ("image_id", "feature", "reason", *OPTIONAL_COLUMNS)]
-            )
-    except (OSError, pa.ArrowException) as error:
+            table = file.read(columns=columns)
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:  # the second from Ray's types, when they are damaged
         raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
     texts = [name for name in ("image_id", *OPTIONAL_COLUMNS) if name in table.column_names]
     for name in texts:
         table = table.set_column(table.column_names.index(name), name, pc.cast(table[name], pa.string()))
     return table
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
+    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def _matrix(column: pa.ChunkedArray, address: str) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from passreid_ray.config import Section
-from passreid_ray.data.decode import BadImage
+from passreid_ray.data.decode import BadImage, refuse_oversized
 from passreid_ray.data.rows import Rows, make_rows
 from passreid_ray.data.storage import UserAddress, absolute, is_remote, reason, shown
 from passreid_ray.data.stores import read_each
@@ -56,13 +56,15 @@ class LmdbStore:
     def read(self, locator: str) -> bytes:
         try:
             environment = _environment(self.path)
-            with environment.begin() as transaction:
+            # With buffers a value is not copied before its size is known.
+            with environment.begin(buffers=True) as transaction:
                 value = transaction.get(_key(locator))
+                if value is None:
+                    raise BadImage("cannot be read: its key is no longer in the LMDB")
+                refuse_oversized(len(value))
+                return bytes(value)
         except (UserError, _lmdb().Error) as error:
             raise BadImage(f"cannot be read: {error}") from error
-        if value is None:
-            raise BadImage("cannot be read: its key is no longer in the LMDB")
-        return value
 
     def read_many(self, locators: Sequence[str]) -> list[bytes | BadImage]:
         return read_each(self.read, locators, place=_key)

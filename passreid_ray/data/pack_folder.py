@@ -108,7 +108,7 @@ def _check_claim(known: bytes, content: dict[str, Any], where: str) -> None:
     try:
         found = json.loads(known)
         old_settings, old_fingerprint = dict(found["settings"]), found["fingerprint"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"output: {where}/{CLAIM_FILE} is damaged; {ADVICE}") from None
     settings, fingerprint = content["settings"], content["fingerprint"]
     for key in sorted(settings.keys() | old_settings.keys()):

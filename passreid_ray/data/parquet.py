@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from passreid_ray.config import Section
 from passreid_ray.data.disk import file_or_files_below
+from passreid_ray.data.extension_types import only_field, refuse_extension_types
 from passreid_ray.data.packed import check_shards, read_manifest
 from passreid_ray.data.rows import SCHEMA, Rows, ordered_rows
 from passreid_ray.data.storage import UserAddress, absolute, locate, reason, shown
@@ -75,9 +76,12 @@ def _read_rows(root: str, name: str, position: int, source: ParquetSource, *, is
         with pq.ParquetFile(f"{base}/{name}", filesystem=filesystem, page_checksum_verification=True) as file:
             _check_columns(path, file.schema_arrow, source)
             known = [column for column in column_of.values() if column in file.schema_arrow.names]
+            refuse_extension_types(file.schema_arrow, known, path)
             labels = file.read(columns=known)
             group_sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    except (OSError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:  # the second from Ray's types, when they are damaged
         if is_packed and is_checksum_failure(error):
             raise damaged_shard(root, name, "a column of labels") from None
         raise UserError(f"{path}: not a readable Parquet file: {reason(error)}") from None
@@ -96,7 +100,7 @@ def _check_columns(path: str, schema: pa.Schema, source: ParquetSource) -> None:
     for name in (source.image_column, source.image_id_column):
         if name not in schema.names:
             raise UserError(f"{path}: no column {name!r}; columns found: {', '.join(schema.names)}")
-    image_type = schema.field(source.image_column).type
+    image_type = only_field(schema, source.image_column, path).type
     if not _holds_bytes(image_type):
         raise UserError(
             f"{path}: column {source.image_column!r} is {image_type}; expected encoded images as binary or as a struct "
@@ -106,6 +110,6 @@ def _check_columns(path: str, schema: pa.Schema, source: ParquetSource) -> None:
 
 def _holds_bytes(type_: pa.DataType) -> bool:
     if pa.types.is_struct(type_):
-        fields = {field.name: field.type for field in type_.fields}
-        return "bytes" in fields and _holds_bytes(fields["bytes"])
+        fields = [field.type for field in type_.fields if field.name == "bytes"]
+        return len(fields) == 1 and not pa.types.is_struct(fields[0]) and _holds_bytes(fields[0])
     return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)

@@ -1,5 +1,6 @@
 """Where pixels lie: a store answers a row's locator with an image."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from passreid_ray.data.decode import BadImage
-from passreid_ray.data.storage import is_remote, locate, read_file, reason, shown
+from passreid_ray.data.decode import BadImage, refuse_oversized
+from passreid_ray.data.extension_types import refuse_extension_types
+from passreid_ray.data.storage import is_remote, locate, reason, shown
 from passreid_ray.errors import UserError
 
 BUCKET_THREADS = 16
@@ -100,7 +102,9 @@ class FileStore:
 
     def read(self, locator: str) -> bytes:
         try:
-            return read_file(self.root, locator) if is_remote(self.root) else Path(self.root, locator).read_bytes()
+            if is_remote(self.root):
+                return _read_object(self.root, locator)
+            return _read_image(Path(self.root, locator))
         except (OSError, pa.ArrowException) as error:
             raise BadImage(f"cannot be read: {reason(error)}") from error
 
@@ -109,6 +113,20 @@ class FileStore:
 
     def identity(self) -> str:
         return "files"
+
+
+def _read_image(path: Path) -> bytes:
+    with path.open("rb") as file:
+        refuse_oversized(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def _read_object(root: str, name: str) -> bytes:
+    filesystem, base = locate(root)
+    # Opened with a size: S3 is asked for it in any case, so this costs no request more.
+    with filesystem.open_input_file(f"{base}/{name}") as file:
+        refuse_oversized(file.size())
+        return file.read()
 
 
 @dataclass(frozen=True)
@@ -156,11 +174,21 @@ class ParquetStore:
         name = self.files[file]
         try:
             cells = _row_group_images(self.root, name, self.column, row_group).take(pa.array(rows)).to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except UserError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:  # the second from Ray's types, when they are damaged
             if self.packed_fingerprint is not None and is_checksum_failure(error):
                 raise damaged_shard(self.root, name, f"row group {row_group}") from None
             return [BadImage(f"cannot be read: {shown(self.root, name)}: {reason(error)}")] * len(rows)
-        return [cell or b"" for cell in cells]
+        return [_sized(cell or b"") for cell in cells]
+
+
+def _sized(image: bytes) -> bytes | BadImage:
+    try:
+        refuse_oversized(len(image))
+    except BadImage as error:
+        return error
+    return image
 
 
 @lru_cache(maxsize=4)
@@ -169,6 +197,7 @@ def _row_group_images(root: str, name: str, column: str, row_group: int) -> pa.C
     path, footer = f"{base}/{name}", _footer(root, name)
     options = {"pre_buffer": is_remote(root), "page_checksum_verification": True}
     with pq.ParquetFile(path, metadata=footer, filesystem=filesystem, **options) as file:
+        refuse_extension_types(file.schema_arrow, [column], shown(root, name))  # another file since it was listed
         is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
         images = file.read_row_group(row_group, columns=[f"{column}.bytes" if is_struct else column]).column(0)
     return images.flatten()[0] if is_struct else images

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from passreid_ray.config import Section
 from passreid_ray.data.archives import id_prefix, is_image_name, member_name
-from passreid_ray.data.decode import BadImage
+from passreid_ray.data.decode import BadImage, refuse_oversized
 from passreid_ray.data.disk import file_or_files_below
 from passreid_ray.data.rows import Rows, make_rows
 from passreid_ray.data.storage import UserAddress, absolute, buffered_file, open_file, reason, shown
@@ -54,6 +54,7 @@ class TarStore:
     def read(self, locator: str) -> bytes:
         file, offset, size = _place(locator)
         name = self.files[file]
+        refuse_oversized(size)
         try:
             data = open_file(self.root, name).read_at(size, offset)
         except (OSError, pa.ArrowException) as error:
@@ -76,6 +77,7 @@ def read_tar(source: TarSource) -> Rows:
     and so is a ``.json`` that holds something else than an object or belongs to no image. Raises ``UserError`` for an
     archive that is compressed, cut off or broken, for members that are links, devices, sparse or lie outside of the
     archive, and for an image's sidecar that is no JSON, holds other labels or is larger than ``MAX_SIDECAR_BYTES``.
+    An image larger than ``MAX_IMAGE_BYTES`` is a row whose image is bad.
     """
     root, files = file_or_files_below(source.path, [".tar", *COMPRESSED_SUFFIXES], ".tar")
     where = shown(absolute(source.path))

@@ -12,15 +12,12 @@ import pyarrow as pa
 
 from passreid_ray.config import Section
 from passreid_ray.data.archives import id_prefix, is_image_name, member_name
-from passreid_ray.data.decode import BadImage
+from passreid_ray.data.decode import BadImage, refuse_oversized
 from passreid_ray.data.disk import file_or_files_below
 from passreid_ray.data.rows import Rows, make_rows, strings
 from passreid_ray.data.storage import UserAddress, absolute, buffered_file, open_file, reason, shown
 from passreid_ray.data.stores import read_each, threads_for
 from passreid_ray.errors import UserError
-
-MAX_IMAGE_BYTES = 100_000_000
-"""An entry that says that it has more, packed or unpacked, is refused."""
 
 _ENCRYPTED_FLAG = 1
 
@@ -70,6 +67,7 @@ class ZipStore:
     def read(self, locator: str) -> bytes:
         place = _place(locator)
         name = self.files[place.file]
+        refuse_oversized(max(place.packed_bytes, place.size_bytes))
         try:
             image = _unpacked(self._packed(name, place), place)
         except (OSError, OverflowError, zlib.error, pa.ArrowException) as error:
@@ -105,7 +103,8 @@ def read_zip(source: ZipSource) -> Rows:
     """Rows without person, camera and split; only the archives' lists of entries are read here.
 
     Raises ``UserError`` for an archive that is cut off or broken, and for images that are encrypted, packed by another
-    method than store and deflate, larger than ``MAX_IMAGE_BYTES``, links, or outside of the archive.
+    method than store and deflate, links, or outside of the archive. An image larger than ``MAX_IMAGE_BYTES``, packed or
+    not, is a row whose image is bad.
     """
     root, files = file_or_files_below(source.path, [".zip"], ".zip")
     where = shown(absolute(source.path))
@@ -151,10 +150,6 @@ def _check_readable(entry: zipfile.ZipInfo, archive: str) -> None:
         raise UserError(f"{what} is encrypted; pack the images without a password")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{what} is packed by method {entry.compress_type}; pack the images stored or deflated")
-    if entry.file_size > MAX_IMAGE_BYTES:
-        raise UserError(f"{what} unpacks to {entry.file_size} bytes; an image has at most {MAX_IMAGE_BYTES}")
-    if entry.compress_size > MAX_IMAGE_BYTES:
-        raise UserError(f"{what} has {entry.compress_size} packed bytes; an image has at most {MAX_IMAGE_BYTES}")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise UserError(f"{what} is a link; pack the images as ordinary files")
 

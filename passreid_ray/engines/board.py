@@ -1,14 +1,21 @@
 """Where workers post what they did and the driver reads it: progress, logs, quarantine, and reasons to stop."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from passreid_ray.engines.log_patience import LogPatience
 from passreid_ray.engines.progress import run_progress
+from passreid_ray.engines.setbacks import Cause, Setbacks
+from passreid_ray.engines.worker_places import WorkerPlaces
+from passreid_ray.train.beats import Beat, Beats, Heard, WorkerProcess
+from passreid_ray.train.orders import Asked
 from passreid_ray.train.run_log import RunLog
 
 POLL_SECONDS = 0.25
@@ -23,6 +30,10 @@ class Board:
     def __init__(self) -> None:
         self._posts: list[dict[str, Any]] = []
         self._stop_reason: str | None = None
+        self._beats = Beats()
+        self._has_group = True
+        self._asked: Asked | None = None
+        self._has_answered = False
 
     def post(self, record: dict[str, Any]) -> None:
         """Add a record for the driver."""
@@ -34,8 +45,8 @@ class Board:
         return posts
 
     def num_waiting(self) -> int:
-        """Records that the driver has not taken yet."""
-        return len(self._posts)
+        """Records that the driver has not taken yet; without those of steps, which are on no disk."""
+        return sum(record["kind"] != "step" for record in self._posts)
 
     def stop(self, reason: str) -> None:
         """Keep the first reason to stop: restarted workers look here before they begin."""
@@ -44,6 +55,62 @@ class Board:
     def stop_reason(self) -> str | None:
         """Why the run must not go on; None while it may."""
         return self._stop_reason
+
+    def beat(self, beat: Beat) -> None:
+        """Keep how a worker gets on; not of a group that is being ended."""
+        if self._has_group:
+            self._beats.add(beat)
+
+    def beats(self) -> list[Heard]:
+        """How every worker gets on."""
+        return self._beats.read()
+
+    def end_beats(self, process: WorkerProcess) -> None:
+        """Do not miss a worker that has ended."""
+        self._beats.end(process)
+
+    def forget_beats(self) -> None:
+        """Do not miss any worker that was heard so far."""
+        self._beats.forget()
+
+    def ask(self, what: Asked) -> None:
+        """Ask all workers to save, and then to wait for their end or to leave; once they are to leave, that stands."""
+        if self._asked != "leave":
+            self._asked = what
+
+    def asked(self) -> Asked | None:
+        """What the workers are asked to do."""
+        return self._asked
+
+    def answer(self) -> None:
+        """The workers have saved, and wait or leave."""
+        self._has_answered = True
+        self._take_back_wait()
+
+    def has_answered(self) -> bool:
+        """Whether these workers have saved what they were asked to; they do nothing more after that."""
+        return self._has_answered
+
+    def begin_group(self) -> None:
+        """The workers are others now: what the last ones were asked is not for them, but to leave stands."""
+        self._has_answered = False
+        self._has_group = True
+        self._take_back_wait()
+
+    def end_group(self) -> None:
+        """Ray ends the workers: they are not missed, nor judged when those that are left wait for the others."""
+        self._has_group = False
+        self._beats.forget()
+
+    def _take_back_wait(self) -> None:
+        if self._asked == "wait":
+            self._asked = None
+
+
+def new_board() -> Any:
+    """A board on the node of this process: of nodes that die, only the driver's own takes it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()
 
 
 class Monitor:
@@ -62,14 +129,17 @@ class Monitor:
         self._board = board
         self._listener = listener
         self._end_step = 0
+        self._setbacks = Setbacks()
         self._log = log
         self._limit = max_bad_share * num_rows
         self._num_rows = num_rows
         self._bad: set[str] = set()
         self._collapsed = False
+        self._places = WorkerPlaces()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._progress = run_progress(console)
+        self._patience = LogPatience(log, self._progress.say, self._stop)
 
     def __enter__(self) -> "Monitor":
         self._thread.start()
@@ -78,6 +148,7 @@ class Monitor:
     def __exit__(self, *exc: object) -> None:
         self._done.set()
         self._thread.join()
+        self._patience.end()
         self._progress.close()
         self._log.close()
 
@@ -90,15 +161,20 @@ class Monitor:
         try:
             while not self._done.wait(POLL_SECONDS):
                 self._read()
+                self._patience.look(time.monotonic())
             self._read()
-        except OSError as error:
-            self._stop(f"{self._log.folder}: the logs cannot be written: {error.strerror or error}")
+        except OSError as error:  # not of the log, which is kept in memory
+            self._stop(f"the progress of the run cannot be written: {error.strerror or error}")
         except RayError:
             pass  # the cluster is gone; whoever started the run learns why
 
     def _read(self) -> None:
         handlers: dict[str, Callable[..., None]] = {
+            "worker": self._on_worker,
             "start": self._on_start,
+            "step": lambda step, **_: self._setbacks.on_step(step, time.monotonic()),
+            "group": self._on_group,
+            "interruption": self._on_interruption,
             "metrics": self._on_metrics,
             "evaluation": self._on_evaluation,
             "record": self._on_record,
@@ -112,13 +188,36 @@ class Monitor:
             handlers[record.pop("kind")](**record)
 
     def _on_start(self, step: int, end_step: int, **_: Any) -> None:
+        lost = self._setbacks.on_start(step, time.monotonic())
         self._log.restart_at(step)
         self._end_step = end_step
-        if step > end_step:
+        if lost is not None:
+            self._progress.say(lost, style="yellow")
+            self._log.write(step, self._setbacks.as_metrics())
+        elif step > end_step:
             self._progress.say(f"nothing to do: the run is at step {step}, these settings end at step {end_step}")
         elif step:
             self._progress.say(f"continuing after step {step} of {end_step}")
         self._progress.start(step, end_step)
+        self._places.start(step)
+        self._tell_places()
+
+    def _on_worker(self, rank: int, world_size: int, address: str) -> None:
+        self._places.add(rank, world_size, address)
+        self._tell_places()
+
+    def _tell_places(self) -> None:
+        if self._places.are_news:
+            step, addresses = self._places.take()
+            self._log.note(step, nodes=addresses)
+            self._progress.say(", ".join(f"worker {rank} on {address}" for rank, address in enumerate(addresses)))
+
+    def _on_group(self, num_workers: int, **_: Any) -> None:
+        self._setbacks.num_workers = num_workers
+        self._places.new_group()
+
+    def _on_interruption(self, cause: Cause, why: str, **_: Any) -> None:
+        self._setbacks.on_interruption(cause, why)
 
     def _on_record(self, step: int, metrics: dict[str, float], **_: Any) -> None:
         self._log.write(step, metrics)

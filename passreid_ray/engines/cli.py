@@ -1,5 +1,6 @@
 """How every job in ``jobs/`` is run: settings from the command line, errors for people, an exit status."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from passreid_ray.config import Section, SectionT, describe, load_config
+from passreid_ray.engines.terminated import Terminated, terminated_by_sigterm
 from passreid_ray.errors import UserError
 
 EXIT_USER_ERROR = 1
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 PIPED_WIDTH = 120
 SETTING_WIDTH = 36
 DEFAULT_WIDTH = 22
@@ -24,6 +27,10 @@ Values are written as in TOML: 3, 1e-4, true, [256, 128]; text needs no quotes. 
 says so, takes the word none. Later wins: default below, preset, command line. What a job used is
 written into its output.
 """
+
+# Jobs connect to Ray themselves. Where Ray may, a thread of Ray Tune that outlives Ctrl-C for a moment starts another
+# cluster. Ray reads this when it is imported: jobs import this module first.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 
 def run_job(
@@ -50,7 +57,8 @@ def run_job(
         if {"-h", "--help"} & set(arguments):
             print_help(config_cls, summary or "", presets, default_preset, preset_prefix)
             return
-        run(load_config(config_cls, arguments, presets=presets, default_preset=default_preset))
+        with terminated_by_sigterm():
+            run(load_config(config_cls, arguments, presets=presets, default_preset=default_preset))
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(EXIT_USER_ERROR)
@@ -59,6 +67,9 @@ def run_job(
             raise
         console.print(f"error: {error.filename}: {error.strerror}", style="bold red", markup=False)
         sys.exit(EXIT_USER_ERROR)
+    except Terminated:
+        console.print("stopped by SIGTERM. The same command goes on from what was saved.", style="yellow")
+        sys.exit(EXIT_TERMINATED)
     except KeyboardInterrupt:
         console.print("stopped. The same command goes on from what was saved.", style="yellow")
         sys.exit(EXIT_INTERRUPTED)

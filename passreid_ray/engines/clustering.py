@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from passreid_ray.config import Section
 from passreid_ray.engines.progress import PhaseProgress
+from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.engines.row_blocks import RowBlocks
 from passreid_ray.errors import UserError
 from passreid_ray.models import NeighbourRefiner, refine_features
@@ -119,17 +120,19 @@ def cluster_features(
     refiner: NeighbourRefiner | None = None,
     refiner_neighbours: int = 8,
     overwrite: bool = False,
+    workers: WorkersConfig | None = None,
 ) -> PseudoLabels:
     """Pseudo-labels of all rows.
 
     ``cameras_N`` is needed when ``config.cameras`` is enabled. ``persons_N`` (None where unknown) only enter the health
     figures. ``last_N``: labels that are kept when the ladder finds no usable ones. ``refiner`` moves features towards
     their ``refiner_neighbours`` nearest before anything else. ``overwrite``: features may be changed, which saves the
-    memory of a second matrix. Raises ``UserError`` for features that are not finite or all zero, for sizes that do not
-    fit, and when no usable clusters are found.
+    memory of a second matrix. ``workers``: those who train meanwhile, if any; tasks leave them their CPUs. Raises
+    ``UserError`` for features that are not finite or all zero, for sizes that do not fit, and when no usable clusters
+    are found.
     """
     features_ND = unit_features(features_ND, overwrite=overwrite)
-    spread = RowBlocks(len(features_ND), config.block_rows, progress)
+    spread = RowBlocks(len(features_ND), config.block_rows, progress, workers)
     if refiner is not None:
         features_ND = _refined(features_ND, refiner, refiner_neighbours, config, spread)
     neighbourhood, found_recall = _neighbourhood(features_ND, config, cameras_N, spread)

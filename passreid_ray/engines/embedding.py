@@ -15,6 +15,7 @@ from passreid_ray.data.rows import Rows
 from passreid_ray.models.fusion import Fusion, fuse_tokens, fused_width
 from passreid_ray.models.part_vit import PartViT
 from passreid_ray.models.reid_model import ReidModel
+from passreid_ray.train.pulse import pulse
 from passreid_ray.views import PixelStatistics, evaluation_pixels, normalize, undistorted_pixels
 
 NeckSide = Literal["before", "after"]
@@ -161,4 +162,5 @@ def embed_numbers(
         batch = read_images(rows, numbers[first : first + batch_size], image_input)
         features.append(embed(model, batch.images_BCHW.to(device), batch.grids_B2))
         bad += batch.bad
+        pulse.get_on()
     return torch.cat(features), bad

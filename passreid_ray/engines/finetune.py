@@ -24,6 +24,7 @@ from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.tuning_config import build_model, check_shares, start_notes, with_start
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel
+from passreid_ray.train.shares import check_shared
 
 
 def run(config: FinetuneConfig, console: Console | None = None, listener: Listener | None = None) -> Path:
@@ -40,14 +41,15 @@ def run(config: FinetuneConfig, console: Console | None = None, listener: Listen
     _, dropped = build_losses(config, task, model)
     check_readable(task.rows, config.max_bad_share)
     fingerprint = task.rows.fingerprint()
-    prepare(config.run, config, config.must_agree, fingerprint)
+    for note in prepare(config.run, config, config.must_agree, fingerprint):
+        console.print(note)
     connect(config.workers)
     stages = [f"{config.epochs} epochs of {steps_per_epoch(config, task)} steps of {config.batch_size} images"]
     if config.ranking.steps:
         stages.append(f"{config.ranking.steps} steps of {config.ranking.triplets_per_step} triplets")
     console.print(
         f"{len(task.rows)} images of {task.num_persons} people, {', then '.join(stages)}, "
-        f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
+        f"{config.workers.described}, run folder {config.run.folder}"
     )
     console.print(f"losses: {', '.join(f'{weight:g} {name}' for name, weight in config.losses.in_use.items())}")
     console.print(f"start: {notes}{dropped}")
@@ -72,6 +74,7 @@ def run(config: FinetuneConfig, console: Console | None = None, listener: Listen
         console,
         num_rows=len(task.rows),
         max_bad_share=config.max_bad_share,
+        job_name="finetune",
         listener=listener,
     )
     print_summary(config.run.folder, console)
@@ -92,13 +95,10 @@ def check_settings(config: FinetuneConfig, task: LabelledTask) -> None:
         raise UserError(
             f"losses.average_k.k: {config.losses.average_k.k} candidates of {task.num_persons} people; give fewer"
         )
-    ranking, parts = config.ranking, config.workers.world_size * config.ranking.micro_batches
-    if ranking.steps and ranking.triplets_per_step % parts:
-        raise UserError(
-            f"ranking.triplets_per_step: {ranking.triplets_per_step} triplets cannot be divided among "
-            f"{config.workers.num_workers} workers in {ranking.micro_batches} micro-batches; "
-            f"make it a multiple of {parts}"
-        )
+    ranking = config.ranking
+    if ranking.steps:
+        key, own = "ranking.triplets_per_step", {"micro_batches": ranking.micro_batches}
+        check_shared(key, "triplets", ranking.triplets_per_step, config.workers.sizes, **own)
     if ranking.steps and config.feature == "after":
         raise UserError(
             "feature: after the neck, but the ranking loss trains what is before it and leaves the neck as it was; set "

@@ -32,7 +32,9 @@ from passreid_ray.models import ReidModel
 from passreid_ray.train.finetune_state import FinetuneNetwork, FinetuneState, average_of
 from passreid_ray.train.finetune_step import FinetuneStepSettings, LabelledBatch, finetune_step
 from passreid_ray.train.meter import Meter
+from passreid_ray.train.orders import Orders
 from passreid_ray.train.ranking_step import RankingNetwork, RankingSettings, ranking_step
+from passreid_ray.train.shares import num_pieces
 from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.supervised_losses import SupervisedLosses
 from passreid_ray.train.worker import WorkerContext
@@ -72,7 +74,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
     end_of_epochs = config.epochs * steps_per_epoch(config, task)
     state = build_state(config, task, worker)
-    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
+    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"], Orders(worker))
     tuning.resume(partial(load_checkpoint, state, config, end_of_epochs))
     if worker.rank == 0:
         worker.post("start", step=state.step, end_step=end_of_epochs + config.ranking.steps)
@@ -118,6 +120,7 @@ def train_epochs(
     worker, per_epoch = tuning.worker, steps_per_epoch(config, task)
     end = config.epochs * per_epoch
     state.forward = average_gradients(state.network)
+    state.network.model.compute_in_pieces(config.pieces_of(worker.world_size))
     order = IdentityOrder(
         task.labels_N, task.rows.camera_ids, config.batch_size, config.images_per_identity, config.seed
     )
@@ -125,7 +128,9 @@ def train_epochs(
     stream = Stream(rows, order, view, worker.rank, worker.world_size)
     settings = step_settings(config)
     meter = Meter(worker, config.batch_size)
-    batches = stream.batches(state.step, end, data_share(worker.world_size))
+    workers = config.workers
+    share = data_share(worker.world_size, workers.cpus_per_worker, is_range=workers.is_range)
+    batches = stream.batches(state.step, end, share)
     while state.step < end:
         with meter.waiting():
             batch = next(batches)
@@ -140,8 +145,10 @@ def train_epochs(
         epoch, position = divmod(state.step, per_epoch)
         if position == 0 and (state.step == end or epoch % config.evaluation.every_epochs == 0):
             evaluate()
-        if state.step == end or config.run.is_checkpoint_due(state.step, per_epoch):
-            tuning.save()
+        asked = tuning.orders.after_step(state.step)
+        if state.step == end or asked.save or config.run.is_checkpoint_due(state.step, per_epoch):
+            tuning.save(is_last=state.step == end and not config.ranking.steps, tell_ray=not asked.ends_group)
+        tuning.orders.carry_out(asked)
 
 
 def train_ranking(
@@ -163,7 +170,10 @@ def train_ranking(
         state.optimizer = ranking.build_optimizer(model.backbone)
     state.forward = average_gradients(RankingNetwork(model))
     settings, threads = step_settings(config), config.workers.threads_per_worker()
+    parts = num_pieces(ranking.triplets_per_step, worker.world_size, config.workers.world_size, ranking.micro_batches)
+    ranking_settings = RankingSettings(ranking.margin, parts)
     view, meter = make_view(config, task, model), Meter(worker, 3 * ranking.triplets_per_step)
+    orders = Orders(worker)  # asked once a mining, which takes longer than a step
     while state.step < end:
         round_index, begin = (state.step - first) // ranking.refresh_steps, state.step
         with meter.waiting():
@@ -186,7 +196,7 @@ def train_ranking(
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             labelled = to_batch(batch, config, task, state)
-            metrics = ranking_step(state, labelled, settings, RankingSettings(ranking.margin, ranking.micro_batches))
+            metrics = ranking_step(state, labelled, settings, ranking_settings)
             meter.count_step(metrics["loss"])
             if state.step == end or state.step % config.log_every_steps == 0:
                 tuning.log(metrics, {"lr": lr, "ranking/staleness_steps": state.step - begin}, meter)
@@ -194,8 +204,10 @@ def train_ranking(
         every = ranking.evaluate_every_steps
         if state.step == end or (every is not None and (state.step - first) // every > (begin - first) // every):
             evaluate()
-        if state.step == end or (round_index + 1) % ranking.checkpoint_every_minings == 0:
-            tuning.save()
+        asked = orders.after_step(state.step)
+        if state.step == end or asked.save or (round_index + 1) % ranking.checkpoint_every_minings == 0:
+            tuning.save(is_last=state.step == end, tell_ray=not asked.ends_group)
+        orders.carry_out(asked)
 
 
 def step_settings(config: FinetuneConfig) -> FinetuneStepSettings:

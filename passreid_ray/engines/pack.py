@@ -27,7 +27,7 @@ from passreid_ray.data.image_hash import repeats
 from passreid_ray.data.manifest import MANIFEST_FILE, BadRow, Manifest, Sidecar, fingerprint_of
 from passreid_ray.data.pack_folder import PackFolder, claim, pack_folder
 from passreid_ray.data.rows import GROUP_ROWS
-from passreid_ray.data.storage import UserAddress, is_remote, locate, shown
+from passreid_ray.data.storage import UserAddress, below, is_remote, locate, shown
 from passreid_ray.engines.image_pieces import read_in_pieces
 from passreid_ray.engines.pack_disk import output_errors, size_text, warn_when_disk_is_small
 from passreid_ray.engines.pack_progress import PackProgress
@@ -168,7 +168,7 @@ def found_repeats(
     if not config.drop_duplicates:
         return np.empty((0, 2), np.int64)
     if (known := folder.read(DUPLICATES_FILE)) is not None:
-        return np.load(BytesIO(known), allow_pickle=False)
+        return _known_repeats(known, num_rows, folder)
     prefixes_N2 = np.zeros((num_rows, 2), np.uint64)
     blocks = [slice(first, min(first + HASH_ROWS, num_rows)) for first in range(0, num_rows, HASH_ROWS)]
     done = 0
@@ -182,6 +182,25 @@ def found_repeats(
     np.save(file, pairs_M2)
     folder.write(DUPLICATES_FILE, file.getvalue())
     return pairs_M2
+
+
+def _known_repeats(content: bytes, num_rows: int, folder: PackFolder) -> NDArray[np.int64]:
+    """What ``found_repeats`` has written; raises ``UserError`` for anything else, which is not unpickled either."""
+    try:
+        pairs_M2 = np.lib.format.read_array(BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise _damaged_repeats(folder, str(error) or type(error).__name__) from None
+    if pairs_M2.dtype != np.int64 or pairs_M2.ndim != 2 or pairs_M2.shape[1] != 2:
+        raise _damaged_repeats(folder, f"pairs of rows expected, found {pairs_M2.dtype} of shape {pairs_M2.shape}")
+    if len(pairs_M2) and (pairs_M2.min() < 0 or pairs_M2.max() >= num_rows):
+        raise _damaged_repeats(folder, f"rows below {num_rows} expected, found {pairs_M2.min()} to {pairs_M2.max()}")
+    return pairs_M2
+
+
+def _damaged_repeats(folder: PackFolder, found: str) -> UserError:
+    return UserError(
+        f"output: {shown(below(folder.address, DUPLICATES_FILE))}: damaged: {found}; delete it, and it is made again"
+    )
 
 
 def packed_shards(

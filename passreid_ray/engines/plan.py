@@ -20,7 +20,7 @@ from rich.console import Console
 from passreid_ray.config import Section, UserPath, to_toml
 from passreid_ray.data import Rows, open_rows
 from passreid_ray.data.order import EpochwiseOrder
-from passreid_ray.engines.board import Board
+from passreid_ray.engines.board import new_board
 from passreid_ray.engines.data_report import Finding
 from passreid_ray.engines.fit import fit
 from passreid_ray.engines.inspect_data import STYLES
@@ -78,6 +78,10 @@ def run(config: PlanConfig, console: Console | None = None) -> Plan:
         UserError: what would stop the run before it starts, or a worker while it is probed.
     """
     console = console or Console(highlight=False, soft_wrap=True)
+    if config.workers.is_range:
+        console.print(f"planned for the most of {config.workers.described} (workers.num_workers)")
+        workers = config.workers.model_copy(update={"num_workers": config.workers.world_size})
+        config = config.model_copy(update={"workers": workers})
     rows = open_rows(config.data)
     eval_rows, _ = config.evaluation.open()
     order = config.epoch_order(rows)
@@ -112,7 +116,7 @@ def probe_group(config: PlanConfig, rows: Rows, order: EpochwiseOrder) -> tuple[
     folder = RunConfig(name=f"{config.run.name}.plan", output=config.plan.output, storage=config.run.storage)
     _delete(folder)
     check_writable(folder.folder, "plan.output")
-    board: Any = Board.remote()
+    board = new_board()
     loop_config = {
         "config": config,
         "rows": ray.put(rows),

@@ -71,7 +71,7 @@ def _probe_group_member(
     state.forward = average_gradients(state.forward, config.sharing)
     stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
     maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)
-    share, threads = data_share(worker.world_size), config.loader.threads
+    share, threads = data_share(worker.world_size, config.workers.cpus_per_worker), config.loader.threads
     step_seconds, wait_seconds, num_bad = [], [], 0
     start = time.perf_counter()
     encoded = stream.batches(0, num_steps, share)

@@ -41,12 +41,14 @@ from passreid_ray.train.compiled import Compile, TrunkCall, compile_blocks
 from passreid_ray.train.ema import TeacherConfig
 from passreid_ray.train.meter import Meter
 from passreid_ray.train.optimizer import OptimizerConfig
+from passreid_ray.train.orders import Orders
 from passreid_ray.train.pass_rates import PassRates, PassSchedule
 from passreid_ray.train.pass_state import PassState, new_state
 from passreid_ray.train.pass_step import StepSettings, Views, train_step
 from passreid_ray.train.patch_masks import MaskedPatchConfig
 from passreid_ray.train.precision import Precision
 from passreid_ray.train.sharded_files import save_pieces
+from passreid_ray.train.shares import check_shared, num_pieces
 from passreid_ray.train.sharing import SharingConfig, average_gradients, check_sharing
 from passreid_ray.train.state_files import load_state, save_state, tensors_below
 from passreid_ray.train.view_loader import LoaderConfig, ViewBatch, ViewMaker
@@ -113,14 +115,31 @@ class PretrainConfig(Section):
 
     def epoch_order(self, rows: Rows) -> EpochwiseOrder:
         """The order of ``rows``; raises ``UserError`` when batches cannot be shared out or filled."""
-        parts = self.workers.world_size * self.micro_batches
-        if self.batch_size % parts:
+        sizes = self.workers.sizes
+        check_shared("batch_size", "images", self.batch_size, sizes, micro_batches=self.micro_batches)
+        if len(sizes) > 1 and self.micro_batches > 1 and (what := self.looks_at_micro_batches) is not None:
             raise UserError(
-                f"batch_size: {self.batch_size} images cannot be divided among {self.workers.num_workers} workers in "
-                f"{self.micro_batches} micro-batches; make it a multiple of {parts}"
+                f"micro_batches: {self.micro_batches}, and {what} looks at all images of a micro-batch together, so "
+                f"the result would depend on how many of {self.workers.described} there are; set micro_batches=1, or "
+                "one number for workers.num_workers"
             )
-        sharing = {"batch_size": self.batch_size, "seed": self.seed, "num_workers": self.workers.world_size}
-        return self.order.build(rows.group_starts, len(rows), **sharing)
+        sharing = {"batch_size": self.batch_size, "seed": self.seed}
+        orders = [self.order.build(rows.group_starts, len(rows), **sharing, num_workers=size) for size in sizes]
+        return orders[0]  # the same for every number
+
+    @property
+    def looks_at_micro_batches(self) -> str | None:
+        """The setting whose result depends on which images are computed together; None where there is none."""
+        if self.koleo_weight > 0:
+            return "koleo_weight"
+        return "model.stem=ics" if self.model.stem == "ics" else None
+
+    def micro_batches_of(self, world_size: int) -> int:
+        """Parts in which each of ``world_size`` workers computes its share: of fewer than the most workers more, so
+        that memory does not grow; but not where the result would depend on it."""
+        if len(self.workers.sizes) == 1 or self.looks_at_micro_batches is not None:
+            return self.micro_batches
+        return num_pieces(self.batch_size, world_size, self.workers.world_size, self.micro_batches)
 
     def weight_of_each_token(self) -> tuple[float, ...] | None:
         """``token_weights``; raises ``UserError`` unless there is one of each token and one above 0."""
@@ -155,13 +174,14 @@ def run(config: PretrainConfig, console: Console | None = None, listener: Listen
     check_model(config)
     check_readable(rows, config.max_bad_share)
     fingerprint = rows.fingerprint()
-    prepare(config.run, config, MUST_AGREE, fingerprint)
+    for note in prepare(config.run, config, MUST_AGREE, fingerprint):
+        console.print(note)
     connect(config.workers)
     console.print(
         f"{len(rows)} images, {config.epochs} epochs of {float(order.steps_per_epoch):.10g} steps of "
-        f"{config.batch_size} images, {config.workers.num_workers} worker(s), run folder {config.run.folder}"
+        f"{config.batch_size} images, {config.workers.described}, run folder {config.run.folder}"
     )
-    for note in eval_notes:
+    for note in [*eval_notes, *memory_notes(config)]:
         console.print(note)
     loop_config = {
         "config": config,
@@ -179,6 +199,7 @@ def run(config: PretrainConfig, console: Console | None = None, listener: Listen
         console,
         num_rows=len(rows),
         max_bad_share=config.max_bad_share,
+        job_name="pretrain",
         listener=listener,
     )
     write_pictures(config, eval_rows or rows)
@@ -189,24 +210,35 @@ def run(config: PretrainConfig, console: Console | None = None, listener: Listen
 
 def check_model(config: PretrainConfig) -> None:
     """Build a student with its first weights: what cannot be built, shared or loaded is told before Ray starts."""
-    num_workers = config.workers.world_size
     hides_patches = config.masked_patch.weight > 0
-    check_sharing(
-        config.sharing.strategy,
-        config.head.num_prototypes,
-        num_workers,
-        config.precision,
-        hides_patches=hides_patches,
-    )
+    for num_workers in config.workers.sizes:
+        check_sharing(
+            config.sharing.strategy,
+            config.head.num_prototypes,
+            num_workers,
+            config.precision,
+            hides_patches=hides_patches,
+        )
     student = build_network(config)
     check_patches(student.backbone.patch_size, {"views.local_size_px": config.views.local_size_px})
     check_compile(config)
     warm_start(student, config.warm_start)
 
 
+def memory_notes(config: PretrainConfig) -> list[str]:
+    """Where fewer workers of a range need more memory each, in words."""
+    what, sizes = config.looks_at_micro_batches, config.workers.sizes
+    if what is None or len(sizes) == 1:
+        return []
+    return [
+        f"{what} looks at all images of a batch together: {sizes[0]} worker(s) compute {config.batch_size // sizes[0]} "
+        f"images at once and need the memory for them, {sizes[-1]} workers {config.batch_size // sizes[-1]} each"
+    ]
+
+
 def check_compile(config: PretrainConfig) -> None:
     """Raise ``UserError`` when the settings rule out what ``compile`` asks for."""
-    if config.compile != "off" and config.sharing.strategy == "fsdp" and config.workers.num_workers > 1:
+    if config.compile != "off" and config.sharing.strategy == "fsdp" and config.workers.world_size > 1:
         # The trial runs of blocks would gather their pieces: a rank that fails would leave the others waiting.
         raise UserError(
             f'compile: "{config.compile}" does not go with sharing.strategy = "fsdp"; set compile=off, or '
@@ -254,9 +286,11 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         evaluate()
     stream = EncodedStream(loop_config["rows"], order, worker.rank, worker.world_size)
     maker = ViewMaker(ray.get(loop_config["rows"]), order, config.views, config.seed, worker.device)
-    encoded = stream.batches(state.step, schedule.steps, data_share(worker.world_size))
+    workers = config.workers
+    share = data_share(worker.world_size, workers.cpus_per_worker, is_range=workers.is_range)
+    encoded = stream.batches(state.step, schedule.steps, share)
     batches = maker.batches(encoded, config.loader.threads)
-    meter = Meter(worker, config.batch_size)
+    meter, orders = Meter(worker, config.batch_size), Orders(worker)
     while state.step < schedule.steps:
         with meter.waiting():
             batch = next(batches)
@@ -275,8 +309,17 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         is_epoch_end = first_step(epoch, order.steps_per_epoch) == state.step
         if is_last or (is_epoch_end and epoch % config.evaluation.every_epochs == 0):
             evaluate()
-        if is_last or config.run.is_checkpoint_due(state.step, order.steps_per_epoch):
-            worker.report(state.step, save, config.run.keep, together=state.is_sharded)
+        asked = orders.after_step(state.step)
+        if is_last or asked.save or config.run.is_checkpoint_due(state.step, order.steps_per_epoch):
+            worker.report(
+                state.step,
+                save,
+                config.run.keep,
+                together=state.is_sharded,
+                is_last=is_last,
+                tell_ray=not asked.ends_group,
+            )
+        orders.carry_out(asked)
 
 
 def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerContext) -> tuple[PassState, StepSettings]:
@@ -297,7 +340,7 @@ def build_state(config: PretrainConfig, order: EpochwiseOrder, worker: WorkerCon
         clip_norm=config.optimizer.clip_norm,
         clip=config.optimizer.clip,
         precision=config.precision,
-        num_micro_batches=config.micro_batches,
+        num_micro_batches=config.micro_batches_of(worker.world_size),
         seed=config.seed,
         head_warmup_steps=round(head_warmup_epochs * order.steps_per_epoch),
     )
@@ -319,7 +362,7 @@ def compile_trunks(state: PassState, config: PretrainConfig, world_size: int) ->
     if config.compile == "off":
         return ""
     start, views, student = time.perf_counter(), config.views, state.student.backbone
-    images = config.batch_size // (world_size * config.micro_batches)
+    images = config.batch_size // (world_size * config.micro_batches_of(world_size))
     num_local = views.num_parts * views.local_views_per_part
     calls = (
         TrunkCall.of_views(student, 2 * images, views.global_size_px, student.num_tokens),
@@ -346,9 +389,9 @@ def log_step(
 ) -> None:
     """Send the record of an interval to the driver, and say so when the teacher has collapsed."""
     interval = meter.read()
-    worker.stop_if_told()
     if worker.rank != 0:
-        return
+        return  # one asks for all: the board is one actor, and many askers would wait for it
+    worker.stop_if_told()
     values = {name: float(value) for name, value in metrics.items() if name != "loss"} | interval
     rate_values = {name: float(value) for name, value in asdict(rates).items()}
     worker.post("metrics", step=state.step, metrics={**values, **rate_values, "refused_steps": state.refused_steps})

@@ -23,6 +23,7 @@ from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.errors import UserError
 from passreid_ray.models import ReidModel
 from passreid_ray.retrieval.hard_triplets import mine_triplets
+from passreid_ray.train.pulse import MINING, pulse
 
 _MINER_KEY = 2
 
@@ -167,7 +168,8 @@ class Mining:
         mined: Mined | None = None
         if distributed.rank() == 0:
             weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-            mined = cast(Mined, ray.get(self.miner.mine.remote(self.task, weights, round_index)))
+            with pulse.doing(MINING):
+                mined = cast(Mined, ray.get(self.miner.mine.remote(self.task, weights, round_index)))
             triplets_T3 = torch.tensor(mined.triplets_T3)  # a copy: what Ray hands over is read-only
         device = next(model.parameters()).device  # collectives on GPUs take nothing else
         return distributed.all_reduce_sum(triplets_T3.to(device)).cpu().numpy(), mined

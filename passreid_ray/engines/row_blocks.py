@@ -7,8 +7,11 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from passreid_ray import distributed
 from passreid_ray.engines.progress import PhaseProgress
+from passreid_ray.engines.ray_cluster import WorkersConfig, spare_cpus
 from passreid_ray.engines.task_errors import user_error
+from passreid_ray.train.pulse import pulse
 
 IN_PROCESS_ROWS = 8192
 """Up to here the work is done before a Ray task would have started."""
@@ -20,9 +23,17 @@ MAX_TASK_RETRIES = 10
 class RowBlocks:
     """Runs a function on row blocks: as Ray tasks, or in this process when there are few rows."""
 
-    def __init__(self, num_rows: int, block_rows: int | None, progress: PhaseProgress) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        block_rows: int | None,
+        progress: PhaseProgress,
+        workers: WorkersConfig | None = None,
+    ) -> None:
+        """``workers``: the training workers beside whom this runs, if any."""
         self.num_rows = num_rows
         self.progress = progress
+        self._workers = workers or WorkersConfig()
         self._is_local = block_rows is None and num_rows <= IN_PROCESS_ROWS
         if block_rows is None:
             cpus = 1 if self._is_local else ray.cluster_resources().get("CPU", 1)
@@ -42,11 +53,13 @@ class RowBlocks:
         if not isinstance(shared, ray.ObjectRef):
             return shared
         try:
-            return ray.get(shared)
+            value = ray.get(shared)
         except RayError as error:
             if (told := user_error(error)) is not None:
                 raise told from None
             raise
+        pulse.get_on()
+        return value
 
     def collect(self, phase: str, function: Callable[..., Any], *shared: Any) -> list[Any]:
         """``function(rows, *shared)`` of every block, in order. Raises as ``read`` does."""
@@ -56,13 +69,8 @@ class RowBlocks:
         """Like ``collect``, but results stay with Ray."""
         self.progress(phase, 0, self.num_rows)
         places = [value if isinstance(value, ray.ObjectRef) else self.share(value) for value in shared]
-        results = self._run(function, [(rows, *places) for rows in self.blocks])
-        waiting, done = [] if self._is_local else list(results), 0
-        sizes = dict(zip(waiting, (rows.stop - rows.start for rows in self.blocks), strict=False))
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
-            done += sum(sizes[result] for result in ready)
-            self.progress(phase, done, self.num_rows)
+        calls = [(rows, *places) for rows in self.blocks]
+        results = self._run(function, calls, lambda done: self.progress(phase, done, self.num_rows))
         if self._is_local:
             self.progress(phase, self.num_rows, self.num_rows)
         return results
@@ -74,13 +82,35 @@ class RowBlocks:
         )
         return [self.read(result) for result in found]
 
-    def _run(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    def _run(
+        self,
+        function: Callable[..., Any],
+        calls: list[tuple[Any, ...]],
+        tell: Callable[[int], None] = lambda done: None,
+    ) -> list[Any]:
+        """Results of all ``calls``, which begin with their rows; ``tell`` hears how many rows are done."""
         if self._is_local:
             return [function(*call) for call in calls]
-        task = ray.remote(num_cpus=1, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT")(
-            _single_threaded(function)
-        )
-        return [task.remote(*call) for call in calls]
+        workers = self._workers
+        cpus = spare_cpus(distributed.world_size(), workers.cpus_per_worker, is_range=workers.is_range)
+        # Tasks that ask for no CPU would all start at once, and on one node.
+        at_once = len(calls) if cpus else max(1, int(ray.cluster_resources().get("CPU", 1)))
+        task = ray.remote(
+            num_cpus=cpus, max_retries=MAX_TASK_RETRIES, scheduling_strategy="DEFAULT" if cpus else "SPREAD"
+        )(_single_threaded(function))
+        results: list[ray.ObjectRef] = []
+        running: dict[ray.ObjectRef, int] = {}
+        done = 0
+        while len(results) < len(calls) or running:
+            while len(results) < len(calls) and len(running) < at_once:
+                rows, *_ = call = calls[len(results)]
+                results.append(task.remote(*call))
+                running[results[-1]] = rows.stop - rows.start
+            ready, _ = ray.wait(list(running), num_returns=1, fetch_local=False)
+            done += sum(running.pop(result) for result in ready)
+            tell(done)
+            pulse.get_on()
+        return results
 
 
 def _single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,9 +15,12 @@ from passreid_ray.data.order import first_step
 from passreid_ray.data.storage import below, explained, is_remote, reason, shown
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
+from passreid_ray.train.recovery import newest_whole, set_damaged_aside
 
 CONFIG_FILE = "config.toml"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+SUBMITTED_FOLDER = "working_dir_files"
+"""Below it Ray puts the files that came with a job, on every node."""
 
 
 def folder_name(name: str) -> str:
@@ -41,7 +44,7 @@ class RunConfig(Section):
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Steps between more checkpoints, for long epochs; none: only at the end of epochs."""
     keep: int | None = Field(default=2, ge=1)
-    """How many of the newest checkpoints stay; none: all."""
+    """How many of the newest checkpoints stay; none: all. When the newest is damaged, the one before it is used."""
 
     @property
     def folder(self) -> Path:
@@ -67,19 +70,21 @@ class RunConfig(Section):
         return CheckpointStore(below(self.storage_path, self.name))
 
 
-def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
-    """Create the run's folder and write ``config`` into it.
+def prepare(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> list[str]:
+    """Create the run's folder and write ``config`` into it; what to tell of checkpoints that were cut short.
 
-    Raises ``UserError`` when the folder or the storage cannot be read and written, or when a run of that name has a
-    checkpoint made from other data or with other settings under one of the dotted keys ``must_agree``.
+    Those are set aside. Raises ``UserError`` when the folder or the storage cannot be read and written, when a run of
+    that name has a checkpoint made from other data or with other settings under one of the dotted keys ``must_agree``,
+    or when all its checkpoints are damaged.
     """
     check_writable(run.folder, "run.output")
     _check_storage(run)
     # Here, not in CheckpointStore: to a worker, a bucket that fails is a reason to restart, which a UserError forbids.
     with explained(run.checkpoints.address):
-        _check_continues(run, config, must_agree, fingerprint)
+        notes = _check_continues(run, config, must_agree, fingerprint)
         _set_snapshot_aside(run)
     (run.folder / CONFIG_FILE).write_text(to_toml(config), encoding="utf-8")
+    return notes
 
 
 def check_same_data(meta: dict[str, Any], fingerprint: str, where: str) -> None:
@@ -92,7 +97,15 @@ def check_same_data(meta: dict[str, Any], fingerprint: str, where: str) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Create ``folder``; raises ``UserError`` naming the setting ``key`` when it cannot be created or written."""
+    """Create ``folder``; raises ``UserError`` naming the setting ``key`` when it cannot be created or written.
+
+    Nor may it be in the temporary folder that a job given to ``ray job submit`` runs in: Ray deletes that.
+    """
+    if SUBMITTED_FOLDER in folder.resolve().parts:
+        raise UserError(
+            f"{key}: {folder} is below the temporary folder that a submitted job runs in, which Ray deletes; give an "
+            "absolute path, on a cluster of several nodes in a folder that all of them share"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -104,14 +117,15 @@ def check_writable(folder: Path, key: str) -> None:
         ) from None
 
 
-def _check_continues(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> None:
-    names = run.checkpoints.names()
-    if names:
-        meta = run.checkpoints.meta(names[-1])
-        if not {"config", "fingerprint"} <= meta.keys():
-            raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
-        check_same_data(meta, fingerprint, str(run.folder))
-        _check_agreement(run, meta["config"], config, must_agree)
+def _check_continues(run: RunConfig, config: Section, must_agree: tuple[str, ...], fingerprint: str) -> list[str]:
+    found = newest_whole(run.checkpoints, run.checkpoints.meta)  # the workers look at the tensors themselves
+    if found is None:
+        return []
+    if not {"config", "fingerprint"} <= found.value.keys():
+        raise UserError(f"{run.folder}: holds checkpoints of another job; give another run.name")
+    check_same_data(found.value, fingerprint, str(run.folder))
+    _check_agreement(run, found.value["config"], config, must_agree)
+    return set_damaged_aside(run.checkpoints, found)
 
 
 def _set_snapshot_aside(run: RunConfig) -> None:

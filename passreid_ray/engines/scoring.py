@@ -16,6 +16,7 @@ from passreid_ray.engines.embedding import Embedder, ImageInput, embed_rows
 from passreid_ray.errors import UserError
 from passreid_ray.models.fusion import Fusion
 from passreid_ray.retrieval import RankingResult, evaluate_ranking
+from passreid_ray.train.pulse import EVALUATION, pulse
 
 
 class RetrievalConfig(Section):
@@ -132,6 +133,7 @@ def retrieval_task(
     )
 
 
+@pulse.doing(EVALUATION)
 def measure(
     model: Embedder, rows: Rows, image_input: ImageInput, retrieval: RetrievalConfig, device: torch.device
 ) -> dict[str, float]:

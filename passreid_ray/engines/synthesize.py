@@ -70,7 +70,7 @@ def _claim(output: Path, settings: str) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; choose another output=FOLDER")
     if marker.is_file():
-        if marker.read_text(encoding="utf-8") != settings:
+        if marker.read_bytes() != settings.encode():
             raise UserError(f"{output}: holds a synthetic set with other settings; choose another output=FOLDER")
     elif output.is_dir() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty and not a synthetic set; choose another output=FOLDER")

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from rich.console import Console
 
 from passreid_ray.config import Section, read_preset, to_toml
 from passreid_ray.engines.fit import outcome_in_thread
-from passreid_ray.engines.ray_cluster import WorkersConfig, connect, num_cores
+from passreid_ray.engines.live_metrics import SweepGauges
+from passreid_ray.engines.ray_cluster import connect
 from passreid_ray.engines.run_folder import CONFIG_FILE, check_writable, differences
 from passreid_ray.engines.tune_book import ENDED, TrialEntry
 from passreid_ray.engines.tune_config import JOB_MAY_CHANGE, MAY_CHANGE, TuneConfig
+from passreid_ray.engines.tune_deadline import Deadline
 from passreid_ray.engines.tune_plan import SweepPlan, check_at_once, make_plan
 from passreid_ray.engines.tune_report import (
     BEST_FILE,
@@ -40,7 +41,7 @@ from passreid_ray.engines.tune_report import (
     write_hparams,
     write_report,
 )
-from passreid_ray.engines.tune_resources import Resources, needed_by_trial, trials_at_once
+from passreid_ray.engines.tune_resources import Resources, check_gpus, needed_by_trial, room_for, trials_at_once
 from passreid_ray.engines.tune_schedulers import make_scheduler
 from passreid_ray.engines.tune_searcher import Keeper, SweepCallback, SweepSearcher
 from passreid_ray.engines.tune_trial import TrialRun
@@ -68,7 +69,7 @@ def run(config: TuneConfig, console: Console | None = None, presets: Path | None
     console = console or Console(highlight=False, soft_wrap=True)
     presets = Path(sys.argv[0]).resolve().parent / "presets" if presets is None else presets
     plan = make_plan(config, presets)
-    check_gpus(plan)
+    check_gpus(plan.base.workers)
     folder = config.run.folder
     check_writable(folder, "run.output")
     check_continues(plan)
@@ -83,18 +84,10 @@ def run(config: TuneConfig, console: Console | None = None, presets: Path | None
     if keeper.book.entries:
         ended = keeper.book.num_ended
         console.print(f"continuing: {ended} trials are done, {len(keeper.book.unfinished)} go on where they were")
-    reporter = Reporter(keeper, console, notes)
-    search(keeper, reporter, use_gpu)
-    return reporter.finish()
-
-
-def check_gpus(plan: SweepPlan) -> None:
-    """Raise ``UserError`` when this machine, on which Ray will start, has fewer GPUs than a trial asks for."""
-    workers = plan.base.workers
-    is_local = not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") in ("", "local")
-    if is_local and workers.use_gpu is True:
-        found = Resources(2 * num_cores() + workers.world_size, torch.cuda.device_count())
-        trials_at_once(workers, found, 1)
+    with SweepGauges(config.job, config.run.name, config.metric, plan.num_trials) as gauges:
+        reporter = Reporter(keeper, console, notes, gauges)
+        search(keeper, reporter, use_gpu)
+        return reporter.finish()
 
 
 def check_continues(plan: SweepPlan) -> None:
@@ -128,8 +121,7 @@ def fit_to_cluster(plan: SweepPlan, console: Console) -> tuple[SweepPlan, bool, 
     Raises ``UserError`` with a table when one trial could never be scheduled.
     """
     workers, wanted = plan.base.workers, min(plan.config.concurrency, plan.num_trials)
-    # Room for all trials at once and a CPU of data for each, beside the core that a local cluster has anyway.
-    connect(WorkersConfig(num_workers=wanted * workers.world_size + max(0, wanted - num_cores())))
+    connect(room_for(workers, wanted))
     total = ray.cluster_resources()
     found = Resources(total.get("CPU", 0), total.get("GPU", 0))
     fitting = trials_at_once(workers, found, wanted)
@@ -156,7 +148,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
     left_seconds = None if hours is None else 3600 * hours - reporter.seconds
     if left_seconds is not None and left_seconds <= 0:
         raise UserError(f"budget.hours: {hours:g} are spent; give more to go on")
-    deadline = None if left_seconds is None else time.time() + left_seconds
+    deadline = None if left_seconds is None else Deadline(left_seconds)
     trainable = tune.with_parameters(TrialRun, plan=plan, use_gpu=use_gpu, cwd=os.getcwd())
     # Not tune.Tuner, which writes down all it is given at once: a study or a console cannot be.
     search_all = partial(
@@ -168,7 +160,7 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         search_alg=SweepSearcher(keeper),
         scheduler=make_scheduler(plan, list(keeper.book.entries.values())),
         max_concurrent_trials=config.concurrency,
-        time_budget_s=left_seconds,
+        stop=deadline,
         max_failures=config.retries,
         reuse_actors=plan.base.workers.num_workers == 0,  # workers of their own end with the process of the trial
         checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
@@ -176,7 +168,11 @@ def search(keeper: Keeper, reporter: "Reporter", use_gpu: bool) -> None:
         raise_on_failed_trial=False,
         verbose=0,
     )
-    error = outcome_in_thread(search_all)
+    try:
+        error = outcome_in_thread(search_all)
+    except KeyboardInterrupt:
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # Tune's thread would complain that Ray is gone
+        raise
     shutil.rmtree(config.run.folder / TUNE_FOLDER, ignore_errors=True)  # the trials' own files are all that counts
     # Complete is a sweep whose trials are all given out; only when all have ended too has nothing been lost.
     if error is not None and (keeper.book.unfinished or not keeper.is_complete):
@@ -192,17 +188,26 @@ def placement(plan: SweepPlan, use_gpu: bool) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": 0.001}])
 
 
+def _read_seconds(clock: Path) -> float:
+    try:
+        return float(json.loads(clock.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{clock}: no number of seconds ({error}); delete it to count them from 0 again") from None
+
+
 class Reporter:
     """Prints trials as they end and keeps the report up to date."""
 
-    def __init__(self, keeper: Keeper, console: Console, notes: list[str]) -> None:
+    def __init__(self, keeper: Keeper, console: Console, notes: list[str], gauges: SweepGauges) -> None:
         self._keeper = keeper
         self._console = console
         self._notes = notes
         self._next = 0.0
         self._clock = keeper.plan.config.run.folder / CLOCK_FILE
-        self._seconds_before = json.loads(self._clock.read_text(encoding="utf-8")) if self._clock.is_file() else 0.0
+        self._seconds_before = _read_seconds(self._clock) if self._clock.is_file() else 0.0
         self._start = time.monotonic()
+        self._gauges = gauges
+        self._show()
 
     @property
     def seconds(self) -> float:
@@ -215,6 +220,7 @@ class Reporter:
         if entry.status in ENDED:
             self._console.print(trial_line(plan, entry, self._entries), markup=False)
             write_hparams(plan, entry)
+        self._show()
         if time.monotonic() >= self._next:
             start = time.monotonic()
             self._write(is_done=False)
@@ -246,6 +252,11 @@ class Reporter:
             why = "the same command goes on with them, with a larger budget.hours if they are spent"
             self._console.print(f"{left} trials are left; {why}", style="yellow")
         return folder
+
+    def _show(self) -> None:
+        best = next(iter(ranked(self._keeper.plan, self._entries)), None)
+        value = None if best is None else best.metrics[self._keeper.plan.config.metric]
+        self._gauges.show([own.status for own in self._entries], value)
 
     def _write(self, *, is_done: bool) -> None:
         write_report(self._keeper.plan, self._entries, self._notes, is_done=is_done)

@@ -99,5 +99,5 @@ def _read(path: Path) -> TrialEntry:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return TrialEntry(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a trial of this project ({error}); delete it with its folder") from None

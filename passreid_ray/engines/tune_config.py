@@ -110,6 +110,8 @@ class LabelFreeConfig(Section):
     """Crops that were not learnt from; none: those of the job's evaluation, without their labels."""
     num_clusters: int = Field(default=20, ge=2)
     """Clusters of k-means; about as many as there are people."""
+    num_starts: int = Field(default=8, ge=1)
+    """Starts of k-means that the score is the mean of; a single one is mostly chance where runs differ little."""
     prior: Literal["zipf", "uniform"] = "zipf"
     """How large the clusters should be, largest first."""
     exponent: float = Field(default=1.0, gt=0)

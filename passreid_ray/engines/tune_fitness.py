@@ -35,5 +35,6 @@ def score_without_labels(config: JobConfig, label_free: LabelFreeConfig, seed: i
         prior=label_free.prior,
         exponent=label_free.exponent,
         seed=seed,
+        num_starts=label_free.num_starts,
     )
     return score.as_metrics()

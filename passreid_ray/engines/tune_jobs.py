@@ -11,7 +11,7 @@ from passreid_ray.engines import finetune, pretrain, usl
 from passreid_ray.engines.board import Listener
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.pretrain import PretrainConfig
-from passreid_ray.engines.tune_config import JobName
+from passreid_ray.engines.tune_config import JobName, Mode
 from passreid_ray.engines.usl_config import MUST_AGREE as USL_MUST_AGREE
 from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.retrieval.health import ClusterHealth
@@ -24,7 +24,12 @@ INTERVAL = (
 )
 """Metrics of every record of an interval of training."""
 EVALUATION = tuple(f"evaluation/{name}" for name in ("mAP", "mINP", "rank1", "rank5", "rank10"))
-LABEL_FREE = tuple(f"label_free/{name}" for name in ("kl", "effective_rank", "uniformity"))
+LABEL_FREE: dict[str, Mode] = {
+    "label_free/kl": "min",
+    "label_free/effective_rank": "max",
+    "label_free/uniformity": "min",
+}
+"""Scores of features without labels, and which end of each should be the better."""
 
 
 @dataclass(frozen=True)

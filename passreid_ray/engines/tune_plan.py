@@ -94,6 +94,12 @@ def make_plan(config: TuneConfig, presets: Path | None) -> SweepPlan:
         plan.job_config({})
     except UserError as error:
         raise UserError(f"{config.job} with preset {config.preset} and overrides: {error}") from None
+    workers = plan.base.workers
+    if workers.is_range:
+        raise UserError(
+            f"overrides.workers.num_workers: {workers.described}, but a sweep sets a fixed share of the cluster aside "
+            f"for each trial; give one number, such as {workers.sizes[0]}"
+        )
     check_searcher(plan)
     check_space(plan)
     check_metrics(plan)

@@ -15,6 +15,7 @@ from rich.table import Table
 from passreid_ray.config import to_toml
 from passreid_ray.engines.tune_book import TrialEntry
 from passreid_ray.engines.tune_config import PbtConfig
+from passreid_ray.engines.tune_jobs import LABEL_FREE
 from passreid_ray.engines.tune_plan import SweepPlan, trial_name
 from passreid_ray.engines.tune_space import Value
 from passreid_ray.search import rank_correlation
@@ -40,13 +41,14 @@ def best_preset(plan: SweepPlan, entry: TrialEntry) -> str:
     config = plan.trial_config(entry.number, entry.settings, use_gpu=False)
     run = config.run.model_copy(update={"name": f"{plan.config.run.name}_best", "output": plan.config.run.output})
     threads, metric = config.workers.threads, plan.config.metric
-    config = config.model_copy(update={"run": run, "workers": plan.base.workers})
+    workers = plan.base.workers.model_copy(update={"threads": threads})
+    config = config.model_copy(update={"run": run, "workers": workers})
     lines = [
         f"# {trial_name(entry.number)} of sweep {plan.config.run.name}: {metric} = {entry.metrics[metric]:.6g}.",
         f"# Run it: python jobs/{plan.config.job}.py {plan.config.run.folder / BEST_FILE}",
     ]
-    if config.workers.threads is None:  # a trial has its share of the cores, the best by itself may have all
-        lines.append(f"# The trial had workers.threads={threads}; another number may round otherwise.")
+    if plan.base.workers.threads is None:  # a trial has its share of the cores: with more, sums round otherwise
+        lines.append(f"# workers.threads={threads} is the trial's; none is all cores, and may round otherwise.")
     if isinstance(plan.config.scheduler, PbtConfig):
         lines.append("# Its settings changed as it trained; these are the last, which alone may give another value.")
     if entry.status != "finished":
@@ -92,13 +94,16 @@ def sweep_record(plan: SweepPlan, entries: Sequence[TrialEntry], notes: list[str
 
 
 def correlation_notes(plan: SweepPlan, entries: Sequence[TrialEntry]) -> list[str]:
-    """How far the score without labels went with mAP, where both were measured, good or bad."""
+    """How far each score without labels went with mAP, where both were measured, good or bad."""
     if not plan.config.scores_without_labels:
         return []
     ended = [own for own in entries if own.status == "finished" and "evaluation/mAP" in own.metrics]
-    fitness = [own.metrics.get("label_free/kl", math.nan) for own in ended]
-    found = rank_correlation(fitness, [own.metrics["evaluation/mAP"] for own in ended])
-    return [found.in_words("label_free/kl", "mAP")]
+    mean_aps = [own.metrics["evaluation/mAP"] for own in ended]
+    notes = []
+    for name, mode in LABEL_FREE.items():
+        found = rank_correlation([own.metrics.get(name, math.nan) for own in ended], mean_aps)
+        notes.append(found.in_words(name, "mAP", mode))
+    return notes
 
 
 def write_report(plan: SweepPlan, entries: Sequence[TrialEntry], notes: list[str], *, is_done: bool) -> None:
@@ -136,15 +141,17 @@ def trial_line(plan: SweepPlan, entry: TrialEntry, entries: Sequence[TrialEntry]
 
 
 def print_table(plan: SweepPlan, entries: Sequence[TrialEntry], console: Console) -> None:
-    """The best trials, and the settings of the first."""
+    """The best trials, and the settings of the first; nothing when none has ended."""
+    best = ranked(plan, entries)
+    if not best:
+        return
     table = Table("trial", "", *plan.config.metrics, "seconds")
-    for own in ranked(plan, entries)[:SHOWN_TRIALS]:
+    for own in best[:SHOWN_TRIALS]:
         values = [f"{own.metrics.get(name, math.nan):.4g}" for name in plan.config.metrics]
         number, status = str(own.number), own.status if own.status != "finished" else ""
         table.add_row(number, status, *values, f"{own.seconds:.0f}")
     console.print(table)
-    for own in ranked(plan, entries)[:1]:
-        console.print(f"best: {trial_name(own.number)}  {_in_words(own.settings)}", markup=False)
+    console.print(f"best: {trial_name(best[0].number)}  {_in_words(best[0].settings)}", markup=False)
 
 
 def replace_text(path: Path, text: str) -> None:

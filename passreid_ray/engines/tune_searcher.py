@@ -1,7 +1,6 @@
 """What Ray Tune asks for trials, and what it tells of them; all that is known goes into the trials' files at once."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from passreid_ray.engines.tune_book import ENDED, TrialBook, TrialEntry
+from passreid_ray.engines.tune_deadline import Deadline
 from passreid_ray.engines.tune_plan import SweepPlan
 from passreid_ray.engines.tune_proposers import make_proposer, replayed
 from passreid_ray.engines.tune_trial import TIME
@@ -112,7 +112,10 @@ class SweepSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Read the trials' files again and put the proposer where they leave it."""
-        saved = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))["trials"]
+        try:
+            saved = json.loads(Path(checkpoint_path).read_bytes())["trials"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{checkpoint_path}: not the state of a sweep of this project ({error})") from None
         if saved != str(self._keeper.plan.trials_folder):
             raise UserError(f"{checkpoint_path}: of the sweep in {saved}, not of {self._keeper.plan.trials_folder}")
         self._keeper = Keeper(self._keeper.plan)
@@ -121,7 +124,7 @@ class SweepSearcher(Searcher):
 class SweepCallback(Callback):
     """Brings what Ray Tune tells of trials to the keeper, and calls ``changed`` with the entry that has changed."""
 
-    def __init__(self, keeper: Keeper, deadline: float | None, changed: Callable[[TrialEntry], None]) -> None:
+    def __init__(self, keeper: Keeper, deadline: Deadline | None, changed: Callable[[TrialEntry], None]) -> None:
         self._keeper = keeper
         self._deadline = deadline
         self._changed = changed
@@ -135,7 +138,7 @@ class SweepCallback(Callback):
         result = trial.last_result or {}
         number = trial.config["number"]
         ended_itself = result.get("finished") or result.get("failure")
-        if not ended_itself and self._deadline is not None and time.time() > self._deadline:
+        if not ended_itself and self._deadline is not None and self._deadline.is_over:
             return  # out of time, not out of the race: it goes on when there is more
         if self._keeper.book.entries[number].status not in ENDED:
             self._changed(self._keeper.end(number, result))

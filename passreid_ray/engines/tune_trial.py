@@ -18,6 +18,7 @@ from ray import tune
 from rich.console import Console
 
 from passreid_ray.engines.fit import TrainingFailed
+from passreid_ray.engines.live_metrics import RunGauges
 from passreid_ray.engines.tune_fitness import score_without_labels
 from passreid_ray.engines.tune_jobs import JobConfig
 from passreid_ray.engines.tune_plan import SweepPlan
@@ -64,6 +65,7 @@ class RunThread:
         self._plan = plan
         self._config = config
         self._last: dict[str, float] = {}
+        self._gauges = RunGauges(plan.config.job, plan.config.run.name, config.run.name)
         self._events: queue.Queue[Report | End] = queue.Queue()
         self._goes_on = threading.Event()
         self._stops = threading.Event()
@@ -88,6 +90,7 @@ class RunThread:
         return not self._thread.is_alive()
 
     def _hear(self, step: int, end_step: int, metrics: Mapping[str, float]) -> str | None:
+        self._gauges(step, end_step, metrics)
         self._last |= metrics  # a second metric may come in records of its own
         # Not at the last step: a run that is stopped there would lose its last checkpoint, and the end tells all.
         if self._plan.config.metric in metrics and step < end_step and not self._stops.is_set():
@@ -101,7 +104,7 @@ class RunThread:
         folder, scores = self._config.run.folder, {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "console.log").open("a", encoding="utf-8") as file:
+            with (folder / "console.log").open("a", encoding="utf-8") as file, self._gauges:
                 console = Console(file=file, width=120, highlight=False, soft_wrap=True)
                 self._plan.job.run(self._config, console, self._hear)
                 if self._plan.config.scores_without_labels:
@@ -133,6 +136,11 @@ class TrialRun(tune.Trainable):
         self._step = 0
         self._attempt = time.time_ns()
         self._start_time = time.monotonic()
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls this process, once and for all: with workers of its own it has only one trial."""
+        sweep, has_workers = self._plan.config.run.name, self._config.workers.num_workers != 0
+        return f"{self._config.run.name} of {sweep}" if has_workers else f"trials of {sweep}"
 
     def step(self) -> dict[str, Any]:
         """The next report of the run; ``finished`` or ``failure`` with the last."""
@@ -203,6 +211,7 @@ def last_values(folder: Path) -> tuple[int, dict[str, float]]:
     for record in read_jsonl(folder / "metrics.jsonl"):
         found |= record
     step = int(found.pop("step", 0))
+    found.pop("nodes", None)  # where workers were: no metric
     return step, {name: float(value) for name, value in found.items()}
 
 

@@ -18,6 +18,7 @@ from passreid_ray.models.config import ModelConfig, NeckConfig
 from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.finetune_state import IDENTITY_CLASSIFIER, published_tensors
 from passreid_ray.train.precision import Precision
+from passreid_ray.train.shares import check_shared, num_pieces
 from passreid_ray.train.state_files import find_checkpoint, load_state, read_meta
 from passreid_ray.views import TrainingViewConfig
 
@@ -67,6 +68,16 @@ class TuningConfig(Section):
         """Height and width of what the model is given."""
         return self.views.image_size_px
 
+    def pieces_of(self, world_size: int) -> int:
+        """Pieces in which each of ``world_size`` workers computes the backbone on its share of a batch: more where
+        fewer than the most workers are there, so that memory does not grow.
+
+        A backbone with batch norm sees its whole share at once, or the result would depend on the number of workers.
+        """
+        if self.model is not None and self.model.stem == "ics":
+            return 1
+        return num_pieces(self.batch_size, world_size, self.workers.world_size)
+
     @property
     def best_store(self) -> CheckpointStore:
         """The checkpoint with the highest mAP."""
@@ -114,9 +125,12 @@ def start_notes(config: TuningConfig) -> list[str]:
 
 def check_shares(config: TuningConfig) -> None:
     """Raise ``UserError`` when a batch cannot be made of whole identities, or not shared out among the workers."""
-    for unit, name in ((config.images_per_identity, "images_per_identity"), (config.workers.world_size, "workers")):
-        if config.batch_size % unit:
-            raise UserError(f"batch_size: {config.batch_size} images cannot be divided by {unit} ({name})")
+    per_identity = config.images_per_identity
+    if config.batch_size % per_identity:
+        raise UserError(
+            f"batch_size: {config.batch_size} images cannot be divided by {per_identity} (images_per_identity)"
+        )
+    check_shared("batch_size", "images", config.batch_size, config.workers.sizes, unit=per_identity)
 
 
 def build_model(config: TuningConfig) -> tuple[ReidModel, str]:

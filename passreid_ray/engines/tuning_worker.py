@@ -15,6 +15,7 @@ from passreid_ray.engines.tuning_config import TuningConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.meter import Meter
+from passreid_ray.train.orders import Orders
 from passreid_ray.train.state_files import load_state, save_state
 from passreid_ray.train.tuning_state import TuningState
 from passreid_ray.train.worker import WorkerContext
@@ -43,6 +44,7 @@ class TuningRun:
     """Where the checkpoint with the highest mAP is kept."""
     fingerprint: str
     """Of the rows."""
+    orders: Orders
 
     def resume(self, load: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], None]) -> None:
         """Call ``load`` with (tensors, meta, folder) of the newest checkpoint, if there is one.
@@ -51,23 +53,25 @@ class TuningRun:
         """
         self.worker.resume(partial(_load, load, self.fingerprint))
 
-    def save(self) -> None:
-        """Save a checkpoint; every worker must call this."""
+    def save(self, *, is_last: bool = False, tell_ray: bool = True) -> None:
+        """Save a checkpoint; every worker must call this. ``is_last``, ``tell_ray``: as in ``WorkerContext.report``."""
         run = self.config.run
-        self.worker.report(self.state.step, self._write, run.keep)
+        self.worker.report(self.state.step, self._write, run.keep, is_last=is_last, tell_ray=tell_ray)
 
     def keep_best(self, metrics: Mapping[str, float]) -> None:
         """Save the state when its mAP is the highest so far; rank 0 alone knows the metrics and keeps the score."""
         if self.worker.rank == 0 and metrics.get("evaluation/mAP", -1.0) > self.state.best_mAP:
-            self.state.best_mAP = metrics["evaluation/mAP"]
-            self.best.write(self.state.step, self._write)
-            self.best.prune(1)
+            before, self.state.best_mAP = self.state.best_mAP, metrics["evaluation/mAP"]
+            if self.worker.try_to_write(self.best, self.state.step, self._write) is None:
+                self.state.best_mAP = before  # of what is kept
+            else:
+                self.best.prune(1)
 
     def log(self, metrics: Mapping[str, Tensor], more: Mapping[str, float], meter: Meter) -> None:
         """Send the record of an interval to the driver."""
         interval = meter.read()
-        self.worker.stop_if_told()
         if self.worker.rank == 0:
+            self.worker.stop_if_told()
             values = {name: float(value) for name, value in metrics.items() if name != "loss"} | interval
             record = {**values, **more, "refused_steps": self.state.refused_steps}
             self.worker.post("metrics", step=self.state.step, metrics=record)

@@ -36,9 +36,11 @@ from passreid_ray.engines.summary import print_summary
 from passreid_ray.engines.tuning_config import build_model, check_shares, start_notes, with_start
 from passreid_ray.engines.tuning_worker import MakeView, TuningRun
 from passreid_ray.engines.usl_config import MUST_AGREE, USLConfig
-from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, round_labels
+from passreid_ray.engines.usl_labels import RoundLabels, Task, read_labels, require_labels, round_labels
 from passreid_ray.errors import UserError
+from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.meter import Meter
+from passreid_ray.train.orders import Orders
 from passreid_ray.train.sharing import average_gradients
 from passreid_ray.train.usl_state import USLNetwork, USLState
 from passreid_ray.train.usl_step import USLStepSettings, usl_step
@@ -60,13 +62,14 @@ def run(config: USLConfig, console: Console | None = None, listener: Listener | 
     model, notes = build_model(config)
     check_readable(task.rows, config.max_bad_share)
     fingerprint = task.rows.fingerprint()
-    prepare(config.run, config, MUST_AGREE, fingerprint)
+    for note in prepare(config.run, config, MUST_AGREE, fingerprint):
+        console.print(note)
     connect(config.workers, object_store_bytes(len(task.rows), model.feature_width))
     console.print(
         f"{len(task.target)} images to cluster"
         + (f", {len(task.rows) - len(task.target)} of {task.source_N.max() + 1} known people" if config.source else "")
         + f", {config.rounds} rounds of {config.steps_per_round} steps of {config.batch_size} images, "
-        f"{config.workers.num_workers} worker(s), run folder {config.run.folder}"
+        f"{config.workers.described}, run folder {config.run.folder}"
     )
     console.print(f"start: {notes}")
     for note in [*start_notes(config), *eval_notes]:
@@ -89,6 +92,7 @@ def run(config: USLConfig, console: Console | None = None, listener: Listener | 
         console,
         num_rows=len(task.rows),
         max_bad_share=config.max_bad_share,
+        job_name="usl",
         listener=listener,
     )
     labels_N = read_labels(config.rounds_store)
@@ -134,9 +138,10 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     worker = WorkerContext.from_ray(loop_config["board"], loop_config["checkpoints"], threads)
     task: Task = ray.get(loop_config["task"])
     state = build_state(config, worker)
-    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"])
-    tuning.resume(partial(load_checkpoint, state, config))
+    tuning = TuningRun(state, config, worker, loop_config["best"], loop_config["fingerprint"], Orders(worker))
+    tuning.resume(partial(load_checkpoint, state, config, loop_config["rounds"]))
     state.forward = average_gradients(state.network)
+    state.network.model.compute_in_pieces(config.pieces_of(worker.world_size))
     eval_rows: Rows | None = ray.get(loop_config["eval_rows"])
     if worker.rank == 0:
         worker.post("start", step=state.step, end_step=config.steps)
@@ -163,7 +168,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             worker.post("round", step=state.step, text=text, metrics={**labels.as_metrics(), **metrics})
         tuning.keep_best(metrics)
         if is_last or state.round % config.run.checkpoint_every_epochs == 0:
-            tuning.save()
+            tuning.save(is_last=is_last)
 
 
 def build_state(config: USLConfig, worker: WorkerContext) -> USLState:
@@ -184,7 +189,9 @@ def train_round(
     end = (state.round + 1) * config.steps_per_round
     settings = USLStepSettings(config.precision, config.refine.loss_weight, config.seed)
     lr = config.optimizer.lr_at(state.round)
-    batches = stream.batches(state.step, end, data_share(worker.world_size))
+    workers = config.workers
+    share = data_share(worker.world_size, workers.cpus_per_worker, is_range=workers.is_range)
+    batches = stream.batches(state.step, end, share)
     while state.step < end:
         with meter.waiting():
             batch = next(batches)
@@ -197,8 +204,10 @@ def train_round(
             tuning.log(metrics, {"lr": lr, "round": state.round}, meter)
         tuning.stop_if_refused()
         every = config.run.checkpoint_every_steps
-        if every is not None and state.step % every == 0 and state.step < end:
-            tuning.save()
+        asked = tuning.orders.after_step(state.step)
+        if asked.save or (every is not None and state.step % every == 0 and state.step < end):
+            tuning.save(tell_ray=not asked.ends_group)
+        tuning.orders.carry_out(asked)
 
 
 def evaluate_model(state: USLState, config: USLConfig, rows: Rows | None, worker: WorkerContext) -> dict[str, float]:
@@ -217,11 +226,21 @@ def round_line(finished: int, rounds: int, labels: RoundLabels, metrics: dict[st
 
 
 def load_checkpoint(
-    state: USLState, config: USLConfig, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], source: str
+    state: USLState,
+    config: USLConfig,
+    rounds: CheckpointStore,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    source: str,
 ) -> None:
-    """Put a checkpoint back into ``state``, the memory of a round that is under way included."""
-    state.load(tensors, meta, source)
+    """Put a checkpoint back into ``state``, the memory of a round that is under way included.
+
+    Such a round needs its pseudo-labels: without them the checkpoint is as good as damaged.
+    """
     centroids_KD = tensors.get("memory.centroids")
+    if centroids_KD is not None:
+        require_labels(rounds, meta["round"], source)
+    state.load(tensors, meta, source)
     if centroids_KD is not None:
         memory = config.memory.build(centroids_KD)
         memory.centroids_KD.copy_(centroids_KD)  # building normalises again, which changes the last bit

@@ -22,7 +22,9 @@ from passreid_ray.engines.usl_config import USLConfig
 from passreid_ray.retrieval.dbscan import OUTLIER
 from passreid_ray.retrieval.health import ClusterHealth
 from passreid_ray.train.checkpoints import CheckpointStore
+from passreid_ray.train.pulse import LABELS, LABELS_OF_RANK_0, pulse
 from passreid_ray.train.state_files import (
+    DamagedCheckpoint,
     checkpoint_name,
     load_state,
     save_state,
@@ -65,12 +67,16 @@ class RoundLabels:
         return {f"cluster/{name}": value for name, value in known.items()}
 
 
+@pulse.doing(LABELS)
 def round_labels(
     state: USLState, config: USLConfig, task: Task, rounds: CheckpointStore, worker: WorkerContext
 ) -> RoundLabels:
     """Labels of the round that ``state`` is in: made by all workers together, or read when they were made before."""
     name = checkpoint_name(state.round)
-    if name not in rounds.names():
+    if state.memory is None:  # else they are those that the round began with, and cannot be made again
+        set_damaged_labels_aside(rounds, state.round, worker)
+    # One answer for all: a worker that still saw labels which rank 0 has set aside would not come to the barrier.
+    if not distributed.agreed(lambda: name in rounds.names())[0]:
         files = FeatureFiles(below(rounds.address, f"features_{state.round:04d}"), len(task.rows))
         write_features(state, config, task.rows, files, worker)
         distributed.barrier()  # every shard is there
@@ -78,10 +84,39 @@ def round_labels(
             labels = make_labels(state, config, task, files, last_labels(rounds, state.round, task), worker)
             rounds.write(state.round, partial(_save_labels, labels))
             files.delete()
-        while name not in rounds.names():  # not a barrier: clustering may take longer than a collective waits
-            worker.stop_if_told()
-            time.sleep(WAIT_SECONDS)
+        with pulse.doing(LABELS_OF_RANK_0):
+            while name not in rounds.names():  # not a barrier: clustering may take longer than a collective waits
+                worker.stop_if_told()
+                time.sleep(WAIT_SECONDS)
     return _read_round(rounds, name)
+
+
+def set_damaged_labels_aside(rounds: CheckpointStore, round_index: int, worker: WorkerContext) -> None:
+    """Set labels of this round and the one before aside where they are damaged; every worker must call this.
+
+    Those of this round are then made again, by the weights that it begins with.
+    """
+
+    def decide() -> None:
+        known = {checkpoint_name(index) for index in (round_index - 1, round_index)} & set(rounds.names())
+        for name in known if worker.rank == 0 else ():
+            try:
+                _read_round(rounds, name)
+            except DamagedCheckpoint as error:
+                worker.post("say", text=f"{error.reason}; set aside as {rounds.set_aside(name)}")
+
+    distributed.agreed(decide)
+
+
+def require_labels(rounds: CheckpointStore, round_index: int, checkpoint: str) -> None:
+    """Raise ``DamagedCheckpoint`` when the labels are lost of a round in whose middle ``checkpoint`` was taken."""
+    name = checkpoint_name(round_index)
+    if name not in rounds.names():
+        raise DamagedCheckpoint(f"{checkpoint}: the pseudo-labels of its round are gone", checkpoint)
+    try:
+        _read_round(rounds, name)
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(f"{checkpoint}: its round's pseudo-labels: {error.reason}", checkpoint) from None
 
 
 def write_features(state: USLState, config: USLConfig, rows: Rows, files: FeatureFiles, worker: WorkerContext) -> None:
@@ -137,6 +172,7 @@ def make_labels(
         refiner=state.network.refiner,
         refiner_neighbours=config.refine.num_neighbours,
         overwrite=True,  # of a copy
+        workers=config.workers,
     )
     labels_N = np.full(len(rows), OUTLIER, np.int64)
     labels_N[used] = found.labels_N

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from passreid_ray.dtypes import at_least_float32
 from passreid_ray.errors import UserError
@@ -55,6 +56,7 @@ class ReidModel(nn.Module):
         if neck not in get_args(Neck):
             raise UserError(f"neck: expected 'single' or 'multi', found {neck!r}")
         self.backbone = backbone
+        self.num_pieces = 1
         self.fusion: NeckFusion = fusion
         self.neck: Neck = neck
         widths = [self.feature_width] if neck == "single" else [backbone.width] * backbone.num_tokens
@@ -96,7 +98,25 @@ class ReidModel(nn.Module):
         after_BD = combine_tokens(self._behind_necks(tokens_BTD), self.fusion)
         return ReidFeatures(combine_tokens(tokens_BTD, self.fusion), after_BD)
 
+    def compute_in_pieces(self, num: int) -> None:
+        """Compute the backbone on ``num`` equal pieces of a batch, one after the other, where gradients are asked for.
+
+        Backward computes each piece again: memory is that of one piece, and time about a third more. Features are those
+        of the whole batch up to rounding, as long as the backbone has no batch norm; necks see all of it. Activation
+        checkpointing (arXiv:1604.06174) along the batch.
+        """
+        self.num_pieces = num
+
     def _tokens(self, images_BCHW: Tensor, drop_path_noise: Tensor | None, grids_B2: Tensor | None) -> Tensor:
+        num = self.num_pieces if torch.is_grad_enabled() else 1
+        if num == 1:
+            return self._tokens_of_piece(images_BCHW, drop_path_noise, grids_B2)
+        noises = [None] * num if drop_path_noise is None else drop_path_noise.chunk(num, dim=-1)
+        grids = [None] * num if grids_B2 is None else grids_B2.chunk(num)
+        pieces = zip(images_BCHW.chunk(num), noises, grids, strict=True)
+        return torch.cat([checkpoint(self._tokens_of_piece, *piece, use_reentrant=False) for piece in pieces])
+
+    def _tokens_of_piece(self, images_BCHW: Tensor, drop_path_noise: Tensor | None, grids_B2: Tensor | None) -> Tensor:
         return at_least_float32(self.backbone(images_BCHW, drop_path_noise=drop_path_noise, grids_B2=grids_B2))
 
     def _behind_necks(self, tokens_BTD: Tensor) -> Tensor:

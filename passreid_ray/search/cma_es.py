@@ -12,9 +12,8 @@ from cmaes import CMA
 from passreid_ray.errors import UserError
 from passreid_ray.search.individual import Individual
 from passreid_ray.search.open_generation import OpenGeneration
-from passreid_ray.search.saved_state import FAILED, checked_genes, from_json, restored, to_json
-
-STRATEGY = "cma_es"
+from passreid_ray.search.saved_state import FAILED, checked_genes, from_json, to_json
+from passreid_ray.search.strategy import Strategy
 
 _SMALLEST_POPULATION = 4
 """With fewer, only one is above the middle, and the formulas divide by 0."""
@@ -41,7 +40,7 @@ class Evaluated:
         return cls(checked_genes(state["genes"], population, dimension), fitness)
 
 
-class CmaEs:
+class CmaEs(Strategy):
     """Covariance matrix adaptation from the middle of [0, 1], on the ``cmaes`` library; it needs few generations.
 
     N. Hansen, "The CMA evolution strategy: a tutorial" (arXiv:1604.00772). Genes out of range are drawn again. A
@@ -51,6 +50,8 @@ class CmaEs:
     The saved state is the history, genes and fitness of every generation; the library's own arrays are found again by
     telling it. For that each generation has a random stream of its own, made of seed and generation.
     """
+
+    NAME = "cma_es"
 
     def __init__(self, dimension: int, *, population: int = 12, seed: int = 0, sigma: float = 0.3) -> None:
         """``population`` = lambda, ``sigma`` = the first standard deviation of every gene.
@@ -71,29 +72,6 @@ class CmaEs:
         self._gaussian = self._in_the_middle()
         self._open = self._drawn(0, None)
 
-    @property
-    def generation(self) -> int:
-        """The generation that is asked for now, from 0."""
-        return self._open.index
-
-    @property
-    def best(self) -> tuple[Individual, float] | None:
-        """The individual of lowest fitness of all generations, with its fitness; None before the first success."""
-        return self._open.best
-
-    def ask(self) -> Individual | None:
-        """The next individual to evaluate; None while the rest of the generation is still being evaluated."""
-        return self._open.ask()
-
-    def tell(self, number: int, fitness: float) -> None:
-        """Fitness of one individual of this generation, lower is better; see ``Strategy.tell``."""
-        self._open.tell(number, fitness)
-        if not self._open.is_complete:
-            return
-        genes = [individual.genes for individual in self._open.individuals]
-        self._learn(Evaluated(genes, self._open.fitness))
-        self._open = self._drawn(self._open.index + 1, self._open.best)
-
     def _in_the_middle(self) -> CMA:
         return CMA(
             mean=np.full(self._dimension, 0.5),
@@ -103,7 +81,10 @@ class CmaEs:
             population_size=self._population,
         )
 
-    def _learn(self, evaluated: Evaluated) -> None:
+    def _learn(self, generation: OpenGeneration) -> None:
+        self._follow(Evaluated([individual.genes for individual in generation.individuals], generation.fitness))
+
+    def _follow(self, evaluated: Evaluated) -> None:
         self._history.append(evaluated)
         follow(self._gaussian, evaluated)
         if self._gaussian.should_stop():
@@ -113,10 +94,8 @@ class CmaEs:
         self._gaussian.reseed_rng(int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0]))
         return OpenGeneration(index, [self._gaussian.ask().tolist() for _ in range(self._population)], best)
 
-    def state(self) -> dict[str, Any]:
-        """All that ``from_state`` needs, in strict JSON."""
+    def _own_state(self) -> dict[str, Any]:
         return {
-            "strategy": STRATEGY,
             "settings": {
                 "dimension": self._dimension,
                 "population": self._population,
@@ -124,23 +103,14 @@ class CmaEs:
                 "sigma": self._sigma,
             },
             "history": [evaluated.state() for evaluated in self._history],
-            "open": self._open.state(),
         }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """A strategy that goes on as the saved one would have; what was asked and not told is asked again.
-
-        Raises ``UserError`` for a state that another strategy saved, and for one that is damaged.
-        """
-        return restored(STRATEGY, state, cls._from_state)
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> Self:
         strategy = cls(**state["settings"])
         population, dimension = strategy._population, strategy._dimension
         for evaluated in state["history"]:
-            strategy._learn(Evaluated.from_state(evaluated, population, dimension))
+            strategy._follow(Evaluated.from_state(evaluated, population, dimension))
         strategy._open = OpenGeneration.from_state(state["open"], population, dimension)
         return strategy
 

@@ -5,7 +5,7 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import rankdata
@@ -31,18 +31,21 @@ class RankCorrelation:
     num_left_out: int
     """Individuals that lack one of the two scores, as those that failed."""
 
-    def in_words(self, fitness: str = "label-free fitness", score: str = "mAP") -> str:
-        """One line for the report, good or bad; the fitness is lower-is-better, the score higher-is-better."""
+    def in_words(
+        self, fitness: str = "label-free fitness", score: str = "mAP", mode: Literal["min", "max"] = "min"
+    ) -> str:
+        """One line for the report, good or bad; ``mode``: which end of the fitness is meant to be the better one."""
         left_out = f", {self.num_left_out} left out" if self.num_left_out else ""
         over = f"over {self.num_pairs} individuals{left_out}"
         if math.isnan(self.rho):
             return f"{fitness} and {score}: no rank correlation {over}; it needs 3 or more that differ in both"
+        better, sign = ("lower", -1) if mode == "min" else ("higher", 1)
         if self.p_value >= _CHANCE:
             verdict = "chance alone may give that; more trials would tell"
-        elif self.rho < 0:
-            verdict = f"a lower {fitness} went with a higher {score}"
+        elif self.rho * sign > 0:
+            verdict = f"a {better} {fitness} went with a higher {score}"
         else:
-            verdict = f"a lower {fitness} went with a LOWER {score}; do not select by it"
+            verdict = f"a {better} {fitness} went with a LOWER {score}; do not select by it"
         return f"{fitness} and {score}: Spearman {self.rho:+.2f} (p = {self.p_value:.2g}) {over}: {verdict}"
 
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from passreid_ray.errors import UserError
 from passreid_ray.search.individual import Individual
 from passreid_ray.search.open_generation import OpenGeneration
-from passreid_ray.search.saved_state import FAILED, restored
-
-STRATEGY = "mu_lambda"
+from passreid_ray.search.saved_state import FAILED
+from passreid_ray.search.strategy import Strategy
 
 _SMALLEST_STEP = 1e-9
 """A step that selection has driven to 0 would never grow again."""
@@ -21,13 +20,15 @@ _LARGEST_STEP = 0.5
 """Reflected into [0, 1], a longer one is hardly different from a draw of new genes."""
 
 
-class MuLambda:
+class MuLambda(Strategy):
     """Gaussian mutation with a step size that evolves with the genes; parents die with their generation.
 
     H.-G. Beyer, H.-P. Schwefel, "Evolution strategies: a comprehensive introduction", Natural Computing 1 (2002): the
     (mu/mu, lambda) strategy with self-adaptation. See ``children`` for crossover and mutation. The first generation is
     drawn evenly from the whole range. A generation in which all fail changes nothing: its parents are the next one's.
     """
+
+    NAME = "mu_lambda"
 
     def __init__(
         self,
@@ -59,30 +60,11 @@ class MuLambda:
         self._steps_L = np.zeros(0)
         self._open = self._drawn(0, None)
 
-    @property
-    def generation(self) -> int:
-        """The generation that is asked for now, from 0."""
-        return self._open.index
-
-    @property
-    def best(self) -> tuple[Individual, float] | None:
-        """The individual of lowest fitness of all generations, with its fitness; None before the first success."""
-        return self._open.best
-
-    def ask(self) -> Individual | None:
-        """The next individual to evaluate; None while the rest of the generation is still being evaluated."""
-        return self._open.ask()
-
-    def tell(self, number: int, fitness: float) -> None:
-        """Fitness of one individual of this generation, lower is better; see ``Strategy.tell``."""
-        self._open.tell(number, fitness)
-        if not self._open.is_complete:
-            return
-        chosen = selected(self._open.fitness, self._num_parents)
+    def _learn(self, generation: OpenGeneration) -> None:
+        chosen = selected(generation.fitness, self._num_parents)
         if chosen:
-            self._parent_genes_MD = np.array([self._open.individuals[row].genes for row in chosen])
+            self._parent_genes_MD = np.array([generation.individuals[row].genes for row in chosen])
             self._parent_steps_M = self._steps_L[chosen]
-        self._open = self._drawn(self._open.index + 1, self._open.best)
 
     def _drawn(self, index: int, best: tuple[Individual, float] | None) -> OpenGeneration:
         # A stream of its own for each generation: then nothing of the generator need be saved.
@@ -94,10 +76,8 @@ class MuLambda:
             self._steps_L = np.full(self._population, self._first_step)
         return OpenGeneration(index, genes_LD.tolist(), best)
 
-    def state(self) -> dict[str, Any]:
-        """All that ``from_state`` needs, in strict JSON."""
+    def _own_state(self) -> dict[str, Any]:
         return {
-            "strategy": STRATEGY,
             "settings": {
                 "dimension": self._dimension,
                 "population": self._population,
@@ -108,16 +88,7 @@ class MuLambda:
             "parent_genes": self._parent_genes_MD.tolist(),
             "parent_steps": self._parent_steps_M.tolist(),
             "steps": self._steps_L.tolist(),
-            "open": self._open.state(),
         }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
-        """A strategy that goes on as the saved one would have; what was asked and not told is asked again.
-
-        Raises ``UserError`` for a state that another strategy saved, and for one that is damaged.
-        """
-        return restored(STRATEGY, state, cls._from_state)
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> Self:

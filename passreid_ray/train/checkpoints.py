@@ -5,6 +5,7 @@ checkpoint, name one that is gone, or be cut short. Here a checkpoint counts onc
 there.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +15,20 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from passreid_ray.data.storage import below, is_remote, locate
-from passreid_ray.distributed import barrier
+from passreid_ray.distributed import agreed, rank
 from passreid_ray.train.state_files import (
     FOLDER_PREFIX,
     META_FILE,
     TENSORS_SUFFIX,
+    DamagedCheckpoint,
+    UnwrittenCheckpoint,
     check_size,
     checkpoint_name,
     parse_meta,
 )
+
+ASIDE_PREFIX = "damaged-"
+"""Before the name of a checkpoint that was set aside."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class CheckpointStore:
         return [name for name, meta in zip(folders, metas, strict=True) if meta.type == pafs.FileType.File]
 
     def meta(self, name: str) -> dict[str, Any]:
-        """Description of a checkpoint, without reading its tensors; ``UserError`` when it is damaged or cut short."""
+        """Description of a checkpoint, without reading its tensors; ``DamagedCheckpoint`` when it was cut short."""
         filesystem, path = self.location(name)
         with filesystem.open_input_stream(f"{path}/{META_FILE}") as file:
             meta = parse_meta(file.read(), path)
@@ -65,40 +71,75 @@ class CheckpointStore:
     def write(self, step: int, save: Callable[[Path], None], *, together: bool = False) -> str:
         """Let ``save`` write the checkpoint of ``step``; its name.
 
-        ``together``: every rank calls this, with a ``save`` that writes the rank's pieces.
+        ``together``: every rank calls this, with a ``save`` that writes the rank's pieces; what fails on one of them
+        fails on all. Raises ``UnwrittenCheckpoint`` when a disk refuses, ``OSError`` when a bucket does; the
+        checkpoints before stay.
         """
         name = checkpoint_name(step)
         filesystem, path = self.location(name)
         if not self.is_remote:
-            save(Path(path))
+            try:
+                save(Path(path))
+            except UnwrittenCheckpoint:
+                if rank() == 0:  # what is there of it would only help to keep the disk full
+                    shutil.rmtree(path, ignore_errors=True)
+                raise
             return name
         with tempfile.TemporaryDirectory() as draft:
             save(Path(draft))
-            filesystem.create_dir(path, recursive=True)
             is_describing = (Path(draft) / META_FILE).is_file()  # one rank's draft has the description
-            if is_describing:
-                filesystem.delete_dir_contents(path, missing_dir_ok=True)  # no longer whole, until it is written anew
-            if together:
-                barrier()
-            for file in Path(draft).glob(f"*{TENSORS_SUFFIX}"):
-                pafs.copy_files(str(file), f"{path}/{file.name}", pafs.LocalFileSystem(), filesystem)
-            if together:
-                barrier()
-            if is_describing:  # last, because it makes the checkpoint whole
-                pafs.copy_files(f"{draft}/{META_FILE}", f"{path}/{META_FILE}", pafs.LocalFileSystem(), filesystem)
-        if together:
-            barrier()
+
+            def begin() -> None:
+                filesystem.create_dir(path, recursive=True)
+                if is_describing:
+                    filesystem.delete_dir_contents(path, missing_dir_ok=True)  # not whole, until it is written anew
+
+            def copy_tensors() -> None:
+                for file in Path(draft).glob(f"*{TENSORS_SUFFIX}"):
+                    pafs.copy_files(str(file), f"{path}/{file.name}", pafs.LocalFileSystem(), filesystem)
+
+            def describe() -> None:  # last, because it makes the checkpoint whole
+                if is_describing:
+                    pafs.copy_files(f"{draft}/{META_FILE}", f"{path}/{META_FILE}", pafs.LocalFileSystem(), filesystem)
+
+            for work in (begin, copy_tensors, describe):
+                if together:
+                    agreed(work)
+                else:
+                    work()
         return name
 
     def read(self, name: str, load: Callable[[Path], None]) -> None:
-        """Call ``load`` with a local folder that holds the checkpoint ``name``."""
+        """Call ``load`` with a local folder that holds the checkpoint ``name``; damage is told by its own address."""
         filesystem, path = self.location(name)
         if not self.is_remote:
             load(Path(path))
             return
         with tempfile.TemporaryDirectory() as copy:
             pafs.copy_files(path, copy, filesystem, pafs.LocalFileSystem())
-            load(Path(copy))
+            try:
+                load(Path(copy))
+            except DamagedCheckpoint as error:  # the copy is gone when somebody reads this
+                raise DamagedCheckpoint(error.reason.replace(copy, path), path) from None
+
+    def set_aside(self, name: str) -> str:
+        """Rename the checkpoint ``name``, so that it neither counts nor is ever deleted; its new name."""
+        filesystem, root = self.location()
+        taken = {entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(root))}
+        aside = f"{ASIDE_PREFIX}{name}"
+        while aside in taken:
+            aside += "-again"
+        if not self.is_remote:
+            filesystem.move(f"{root}/{name}", f"{root}/{aside}")
+            return aside
+        # Buckets move files, not folders. The description goes first: without it the checkpoint does not count.
+        filesystem.create_dir(f"{root}/{aside}", recursive=True)
+        files = [entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(f"{root}/{name}"))]
+        for file in sorted(files, key=lambda file: file != META_FILE):
+            filesystem.move(f"{root}/{name}/{file}", f"{root}/{aside}/{file}")
+        if filesystem.get_file_info(f"{root}/{name}").type == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{root}/{name}")
+        return aside
 
     def prune(self, keep: int | None) -> None:
         """Delete all but the newest ``keep`` whole checkpoints, and unfinished ones that are older than those."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from passreid_ray.data.execution import Watch
 from passreid_ray.distributed import all_gather
+from passreid_ray.train.pulse import DATA, STEP, pulse
 from passreid_ray.train.worker import WorkerContext
 
 
@@ -24,12 +25,14 @@ class Meter:
     def waiting(self) -> Iterator[None]:
         """Time spent inside counts as waiting for data."""
         start = time.perf_counter()
-        yield
+        with pulse.doing(DATA, then=STEP):
+            yield
         self._wait_seconds += time.perf_counter() - start
 
     def count_step(self, loss: Tensor) -> None:
         """One more step, with its loss."""
         self._losses.append(loss)
+        pulse.count_step()
 
     def read(self) -> dict[str, float]:
         """Metrics of the interval; begins the next one. ``loss`` is the mean of the finite losses."""

@@ -12,28 +12,29 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from passreid_ray.distributed import all_gather_objects, barrier, rank, world_size
+from passreid_ray.distributed import agreed, rank, world_size
 from passreid_ray.train.state_files import TENSORS_SUFFIX, invalidate, write_meta, write_tensors
 
 
 def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write ``tensors``, some of them sharded, and JSON-able ``meta``; every rank must call it with its own pieces.
 
-    Rank 0 writes what is whole and, when all are done, the description. ``load_state`` reads it. Raises ``UserError``
-    when it cannot be written.
+    Rank 0 writes what is whole and, when all are done, the description. ``load_state`` reads it. Raises
+    ``UnwrittenCheckpoint`` on every rank when one of them cannot write.
     """
     sharded = {name: own for name, own in tensors.items() if isinstance(own, DTensor)}
     own_pieces: dict[str, Tensor] = {name: own.to_local() for name, own in sharded.items()}
     if rank() == 0:
-        invalidate(folder)
         own_pieces |= {name: own for name, own in tensors.items() if name not in sharded}
-    barrier()  # the folder is there
-    record = write_tensors(folder, _file_name(rank()), own_pieces)
-    records = all_gather_objects(record)
-    if rank() == 0:
-        files = {_file_name(index): own for index, own in enumerate(records)}
-        write_meta(folder, files, meta, {name: _dimension(own) for name, own in sharded.items()})
-    barrier()  # the checkpoint is whole
+    agreed(lambda: invalidate(folder) if rank() == 0 else None)  # the folder is there
+    records = agreed(lambda: write_tensors(folder, _file_name(rank()), own_pieces))
+
+    def describe() -> None:
+        if rank() == 0:
+            files = {_file_name(index): own for index, own in enumerate(records)}
+            write_meta(folder, files, meta, {name: _dimension(own) for name, own in sharded.items()})
+
+    agreed(describe)  # the checkpoint is whole
 
 
 def _file_name(rank: int) -> str:

@@ -203,7 +203,7 @@ def importance_figure(shares: dict[str, float]) -> Figure:
         "height": 70 + 30 * len(names),
         "margin": {"l": 200, "r": 60, "t": 8, "b": 50},
         "xaxis": {
-            "title": {"text": "share explained by the setting alone"},
+            "title": {"text": "share explained"},
             "tickformat": ".0%",
             "rangemode": "tozero",
         },

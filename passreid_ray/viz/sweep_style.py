@@ -69,6 +69,7 @@ div + .scroll { margin-top: 14px; }
   max-height: 640px; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .preset button { position: absolute; top: 10px; right: 14px; font: inherit; font-size: 13px; padding: 4px 14px;
   border: 1px solid var(--line); border-radius: 7px; background: var(--page); color: var(--ink); cursor: pointer; }
+@media (max-width: 640px) { .preset button { position: static; margin-bottom: 8px; } }
 .parcoords .axis path.domain { stroke: var(--quiet) !important; stroke-opacity: 1 !important; }
 noscript p { border-left: 4px solid var(--failed); padding-left: 12px; }
 """

@@ -105,6 +105,14 @@ def test_a_wrong_file_is_told(tmp_path: Path, columns: dict[str, list[object]], 
         read_features(str(path))
 
 
+@pytest.mark.parametrize("repeated", ["image_id", "feature", "reason", "camera_id"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, repeated: str) -> None:
+    table = pa.table({"image_id": ["a"], "feature": [[1.0]], "reason": ["x"], "camera_id": ["c"]})
+    pq.write_table(table.append_column(repeated, table[repeated]), tmp_path / "mine.parquet")
+    with pytest.raises(UserError, match=rf"mine\.parquet: 2 columns are called '{repeated}'; give each"):
+        read_features(str(tmp_path / "mine.parquet"))
+
+
 def test_no_file_and_no_parquet_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such feature file"):
         read_features(str(tmp_path / "absent"))

@@ -107,3 +107,19 @@ def test_a_missing_or_binary_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_bytes(b"image\nim/\xff.png\n")
     with pytest.raises(UserError, match="not a readable CSV file in UTF-8"):
         read_labels_csv(LabelsCsvSource(root=tmp_path))
+
+
+@pytest.mark.parametrize("lead", ["../outside.png", "im/../../outside.png", "..\\outside.png", "{parent}/outside.png"])
+def test_an_image_outside_of_the_root_is_refused_by_name(tmp_path: Path, lead: str) -> None:
+    root = tmp_path / "root"
+    write_images(tmp_path, ["outside.png"])
+    image = lead.format(parent=tmp_path)
+    _write(root, f"image\nim/1.png\n{image}\n")
+    with pytest.raises(UserError, match=r"labels\.csv: .*outside\.png' leads out of .*; name images relative to it"):
+        read_labels_csv(LabelsCsvSource(root=root))
+
+
+def test_dots_within_a_name_lead_nowhere(tmp_path: Path) -> None:
+    write_images(tmp_path, ["im/a..b.png"])
+    (tmp_path / "labels.csv").write_text("image\nim/a..b.png\n")
+    assert read_labels_csv(LabelsCsvSource(root=tmp_path)).image_ids.tolist() == ["im/a..b.png"]

@@ -65,3 +65,10 @@ def test_an_odd_name_and_an_empty_list_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list_train.txt").write_text("\n")
     with pytest.raises(UserError, match=r"list_train\.txt: empty"):
         read_msmt17(MSMT17Source(root=tmp_path))
+
+
+def test_an_image_outside_of_the_folders_is_refused_by_name(tmp_path: Path) -> None:
+    _write(tmp_path, "train", "test")
+    (tmp_path / "list_train.txt").write_text("../test/0000/0000_003_02_0303afternoon_0100_0.jpg 0\n")
+    with pytest.raises(UserError, match=r"list_train.txt: '\.\./test/.*' leads out of .*train"):
+        read_msmt17(MSMT17Source(root=tmp_path))

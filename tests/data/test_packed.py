@@ -278,7 +278,9 @@ def test_a_folder_is_claimed_once_and_again_for_the_same_and_cleared_of_drafts(t
         claim(tmp_path / "out", "g", {"a": 1})
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"settings": 3}', '{"settings": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"settings": 3}', '{"settings": {}}'], ids=lambda content: content[:20]
+)
 def test_a_damaged_claim_and_a_folder_of_other_things_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "film.mp4.part").touch()
     with pytest.raises(UserError, match="is not empty and holds no"):

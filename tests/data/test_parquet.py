@@ -113,6 +113,11 @@ def test_a_file_that_went_away_is_an_entry_for_each_of_its_rows(tmp_path: Path) 
         ({"image": [b"x"]}, "no column 'image_id'; columns found: image"),
         ({"image": ["a.jpg"], "image_id": ["a"]}, "column 'image' is string; expected encoded images as binary"),
         ({"image": [{"path": "a.jpg"}], "image_id": ["a"]}, "column 'image' is struct<path: string>; expected"),
+        ({"image": [{"bytes": {"bytes": b"x"}}], "image_id": ["a"]}, "'image' is struct<bytes: struct<.*; expected"),
+        (
+            {"image": pa.StructArray.from_arrays([pa.array([1]), pa.array([b"x"])], ["bytes"] * 2), "image_id": ["a"]},
+            "'image' is struct<bytes: int64, bytes: binary>; expected",
+        ),
         ({"image": [b"x"], "image_id": pa.array([None], pa.string())}, "'image_id' holds nulls"),
         ({"image": [b"x", b"y"], "image_id": ["a", "a"]}, "1 image ids are not unique, such as 'a'"),
         ({"image": pa.array([], pa.binary()), "image_id": pa.array([], pa.string())}, "no row in 1 Parquet files"),
@@ -122,6 +127,22 @@ def test_a_wrong_schema_is_explained(tmp_path: Path, columns: dict[str, object],
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message):
         read_parquet(ParquetSource(path=tmp_path))
+
+
+@pytest.mark.parametrize("repeated", ["image", "image_id", "person_id", "split"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, repeated: str) -> None:
+    table = _table([0, 1])
+    pq.write_table(table.append_column(repeated, table[repeated]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet: 2 columns are called '{repeated}'; give each a name of its own"):
+        read_parquet(ParquetSource(path=tmp_path))
+
+
+def test_an_image_column_that_was_repeated_since_it_was_listed_is_refused(tmp_path: Path) -> None:
+    pq.write_table(_table([0, 1]), tmp_path / "a.parquet")
+    rows = read_parquet(ParquetSource(path=tmp_path))
+    pq.write_table(_table([0, 1]).append_column("image", _table([2, 3])["image"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="2 columns are called 'image'"):
+        rows.image_bytes(0)
 
 
 def test_no_files_and_broken_files_are_refused(tmp_path: Path) -> None:

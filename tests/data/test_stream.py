@@ -56,6 +56,14 @@ def alone(cluster: None, rows: Rows) -> list[Batch]:
     return streamed(rows, 0, 5)
 
 
+def test_without_a_cpu_for_tasks_the_worker_itself_makes_the_same_batches(rows: Rows, alone: list[Batch]) -> None:
+    share = DataShare(cpus=1, has_cpu=False)
+    assert_equal(list(Stream(ray.put(rows), ORDER, mark, 0, 1).batches(0, 5, share)), alone)
+    encoded = EncodedStream(ray.put(rows), ORDER, 0, 1)
+    here = [table.to_pydict() for table in encoded.batches(0, 5, share)]
+    assert here == [table.to_pydict() for table in encoded.batches(0, 5, DataShare(cpus=2))]
+
+
 def test_a_stream_yields_the_images_of_the_order_and_says_which_were_bad(rows: Rows, alone: list[Batch]) -> None:
     for step, batch in enumerate(alone):
         draws, numbers = ORDER.batch(step)

@@ -241,3 +241,18 @@ def test_the_fingerprint_ignores_where_the_archives_lie(tmp_path: Path) -> None:
     assert here.fingerprint() == there.fingerprint()
     _write(tmp_path / "y/a.tar", {"a.png": _image(0) + b"more"})
     assert read_tar(TarSource(path=tmp_path / "y")).fingerprint() != here.fingerprint()
+
+
+def test_a_member_larger_than_an_image_is_a_bad_image_and_the_others_are_read(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.jpg")
+    member.size = 100_000_001
+    _write(tmp_path / "b.tar", {"b.jpg": _image(1)})
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(member.tobuf())
+        file.seek(member.size + -member.size % tarfile.BLOCKSIZE, io.SEEK_CUR)  # takes no room on the disk
+        file.write((tmp_path / "b.tar").read_bytes())
+    rows = read_tar(TarSource(path=tmp_path / "a.tar"))
+    huge, image = rows.read_many([0, 1])
+    assert isinstance(huge, BadImage)
+    assert huge.reason == "has 100000001 bytes; an image has at most 100000000"
+    assert image == _image(1)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,8 @@ import psutil
 from passreid_ray.train.run_log import read_jsonl
 from tests.processes import own_processes
 
+WATCH_SECONDS = 200.0
+"""How long a process may take to appear."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,6 +38,21 @@ def kill_a_worker_at(step: int, folder: Path) -> threading.Thread:
     return thread
 
 
+def stop_a_worker_at(step: int, folder: Path) -> list[int]:
+    """Sends SIGSTOP to a training worker of this process once ``step`` is logged; its pid, once it has."""
+    pids: list[int] = []
+
+    def watch() -> None:
+        while max(losses(folder), default=0) < step:
+            time.sleep(0.02)
+        pid = own_processes("RayTrainWorker")[-1].pid
+        os.kill(pid, signal.SIGSTOP)
+        pids.append(pid)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return pids
+
+
 def killed_and_given_again(job: str, preset: Path, is_time: Callable[[], object]) -> str:
     """What ``jobs/<job>`` prints the second time, after its whole process tree was killed as soon as ``is_time``."""
     command = [sys.executable, f"jobs/{job}", str(preset)]
@@ -50,3 +67,36 @@ def killed_and_given_again(job: str, preset: Path, is_time: Callable[[], object]
             with contextlib.suppress(ProcessLookupError):  # ended with one that was killed before it
                 os.kill(victim.pid, signal.SIGKILL)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+class KillOne(threading.Thread):
+    """Sends SIGKILL to the first process of this one's cluster that is seen at work on ``word``."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(daemon=True)
+        self._word = word
+        self.killed: int | None = None
+        """Its process id."""
+        self.seconds: float | None = None
+        """From the kill until another process was seen at work on the same."""
+        self.start()
+
+    def run(self) -> None:
+        """Watch, kill, watch on."""
+        victim = self._next({})
+        begun = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        self.killed = victim
+        self._next({victim, *self._at_work()})
+        self.seconds = time.monotonic() - begun
+
+    def _at_work(self) -> set[int]:
+        return {process.pid for process in own_processes(self._word)}
+
+    def _next(self, known: Collection[int]) -> int:
+        deadline = time.monotonic() + WATCH_SECONDS
+        while not (found := self._at_work().difference(known)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no process at work on {self._word}")
+            time.sleep(0.01)
+        return min(found)

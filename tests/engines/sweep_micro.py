@@ -5,6 +5,7 @@ from typing import Any
 
 from passreid_ray.config import build, to_toml
 from passreid_ray.engines.pretrain import PretrainConfig
+from passreid_ray.engines.tune_book import TrialBook, TrialEntry
 from passreid_ray.engines.tune_config import TuneConfig
 from passreid_ray.engines.tune_plan import SweepPlan, make_plan
 from tests.engines.micro import SETTINGS
@@ -38,3 +39,9 @@ def sweep_config(output: Path, **changes: Any) -> TuneConfig:
 def sweep_plan(output: Path, **changes: Any) -> SweepPlan:
     """The plan of such a sweep."""
     return make_plan(sweep_config(output, **changes), None)
+
+
+def entries_of(folder: Path) -> list[TrialEntry]:
+    """The trials of the sweep in ``folder``, in the order of their numbers."""
+    entries = TrialBook(folder / "trials").entries
+    return [entries[number] for number in sorted(entries)]

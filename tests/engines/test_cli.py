@@ -1,3 +1,7 @@
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +97,16 @@ def test_help_names_the_presets_and_every_setting(
     assert ["epochs", "3", "Passes", "over", "the", "data."] in rows
     assert ["inner", "How", "it", "learns."] in rows
     assert ["inner.rate", "0.5", "Share", "of", "the", "way", "that", "a", "step", "goes."] in rows
+
+
+def test_no_thread_of_a_job_that_ends_starts_a_ray_of_its_own() -> None:
+    jobs = sorted((Path(__file__).parents[2] / "jobs").glob("*.py"))
+    assert jobs
+    for job in jobs:  # Ray decides when it is imported
+        modules = re.findall(r"^from (passreid_ray[\w.]*|ray[\w.]*)", job.read_text(encoding="utf-8"), re.MULTILINE)
+        assert modules[0] == "passreid_ray.engines.cli"
+    script = "import passreid_ray.engines.cli, ray; ray.put(1)"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_AUTO_CONNECT"}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "Ray has not been started yet" in ended.stderr

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from passreid_ray.engines import clustering
 from passreid_ray.engines.clustering import CameraConfig, ClusterConfig, centroids, cluster_features
+from passreid_ray.engines.ray_cluster import WorkersConfig
 from passreid_ray.errors import UserError
 from passreid_ray.models import NeighbourRefiner
 from passreid_ray.retrieval import dbscan_labels, jaccard_distance
@@ -47,6 +48,14 @@ def test_blocks_on_ray_change_nothing(cluster: None, block_rows: int) -> None:
     spread = cluster_features(features, CONFIG.model_copy(update={"block_rows": block_rows}), silent)
     assert np.array_equal(spread.labels_N, alone.labels_N)
     assert spread.health == alone.health
+
+
+def test_beside_workers_that_take_every_cpu_the_labels_are_the_same(cluster: None) -> None:
+    features = people(noise=1.5)
+    alone = cluster_features(features, CONFIG, silent)
+    workers = WorkersConfig(cpus_per_worker=64)
+    spread = cluster_features(features, CONFIG.model_copy(update={"block_rows": 64}), silent, workers=workers)
+    assert np.array_equal(spread.labels_N, alone.labels_N)
 
 
 def test_int8_and_inverted_lists_report_their_recall() -> None:

@@ -3,12 +3,14 @@
 import json
 import math
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from passreid_ray.config import build, read_preset
 from passreid_ray.engines import evaluate, pretrain
@@ -17,7 +19,7 @@ from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.errors import UserError
 from passreid_ray.train.run_log import read_jsonl
 from passreid_ray.train.state_files import find_checkpoint, load_state
-from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses
+from tests.engines.killing import kill_a_worker_at, killed_and_given_again, losses, stop_a_worker_at
 from tests.engines.micro import IN_PROCESS, SETTINGS, STEPS_PER_EPOCH, micro_config, micro_preset
 
 LAST_STEP = SETTINGS["epochs"] * STEPS_PER_EPOCH
@@ -64,10 +66,15 @@ def test_a_finished_run_given_again_does_no_more_steps(unbroken: Path) -> None:
     assert losses(unbroken) == before
 
 
-def test_two_workers_give_the_losses_and_weights_of_one(unbroken: Path, tmp_path: Path) -> None:
-    folder = pretrain.run(micro_config(tmp_path, workers={"num_workers": 2}))
-    np.testing.assert_allclose(list(losses(folder).values()), list(losses(unbroken).values()), rtol=1e-5)
-    got, expected = tensors(folder), tensors(unbroken)
+@pytest.fixture(scope="module")
+def unbroken_by_two(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run by two workers."""
+    return pretrain.run(micro_config(tmp_path_factory.mktemp("unbroken_by_two"), workers={"num_workers": 2}))
+
+
+def test_two_workers_give_the_losses_and_weights_of_one(unbroken: Path, unbroken_by_two: Path) -> None:
+    np.testing.assert_allclose(list(losses(unbroken_by_two).values()), list(losses(unbroken).values()), rtol=1e-5)
+    got, expected = tensors(unbroken_by_two), tensors(unbroken)
     for name, value in got.items():
         if "attn.qkv.bias" not in name:  # its K third has no gradient but rounding, which Adam turns into steps
             np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
@@ -78,9 +85,36 @@ def test_a_worker_killed_twice_is_restarted_and_the_run_ends_as_if_unbroken(unbr
     killers = [kill_a_worker_at(epoch * STEPS_PER_EPOCH + 2, config.run.folder) for epoch in (1, 3)]
     folder = pretrain.run(config)
     assert not any(killer.is_alive() for killer in killers)
+    assert [own["failures/count"] for own in read_jsonl(folder / "metrics.jsonl") if "failures/count" in own] == [1, 2]
     assert losses(folder) == losses(unbroken)
     got, expected = tensors(folder), tensors(unbroken)
     assert all(np.array_equal(value, expected[name]) for name, value in got.items())
+
+
+def test_a_stopped_worker_is_named_and_replaced_and_the_run_ends_as_if_unbroken(
+    unbroken_by_two: Path, tmp_path: Path
+) -> None:
+    # Longer than a busy machine makes a healthy worker wait for its first batch.
+    config = micro_config(tmp_path, workers={"num_workers": 2, "hang_seconds": 15})
+    stopped = stop_a_worker_at(STEPS_PER_EPOCH + 2, config.run.folder)
+    console = Console(file=StringIO(), soft_wrap=True)
+    folder = pretrain.run(config, console)
+    assert isinstance(console.file, StringIO)
+    named = re.search(
+        r"^rank (\d) on \S+ \(pid (\d+)\) hangs after step (\d+): it has not answered for \d+ s "
+        r"\(stopped by a signal\)\..* It was killed and counts as a crash$",
+        console.file.getvalue(),
+        re.MULTILINE,
+    )
+    assert named is not None, console.file.getvalue()
+    rank, pid, step = map(int, named.groups())
+    assert [pid] == stopped
+    assert step >= STEPS_PER_EPOCH + 2
+    stacks = (folder / f"stacks-{step}.txt").read_text().split("\n== rank ")
+    assert len(stacks) == 3
+    assert "as read from outside" in stacks[1 + rank]
+    assert "in train_worker" in stacks[2 - rank]
+    assert losses(folder) == losses(unbroken_by_two)
 
 
 def test_a_relative_output_is_relative_to_where_the_user_stands(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from passreid_ray.config import Section, build
-from passreid_ray.engines.run_folder import RAY_SNAPSHOT, RunConfig, prepare
+from passreid_ray.engines.run_folder import RAY_SNAPSHOT, RunConfig, check_writable, prepare
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
 from passreid_ray.train.state_files import save_state
@@ -91,17 +91,38 @@ def test_checkpoints_of_another_job_are_not_taken_over(tmp_path: Path) -> None:
         prepared(config)
 
 
-def test_a_checkpoint_cut_short_is_told_and_deleting_it_lets_the_run_go_on(tmp_path: Path) -> None:
-    config = started(job(tmp_path), 6, 12)
-    newest = tmp_path / "pretrain" / "step_00000012"
-    tensors = newest / "state.safetensors"
+def cut_short(folder: Path) -> None:
+    tensors = folder / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"cut short.*; delete {newest} to go on from the checkpoint before it"):
-        prepared(config)
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
-    assert prepared(config).run.checkpoints.names() == ["step_00000006"]
+
+
+def test_a_checkpoint_cut_short_is_set_aside_and_the_one_before_it_is_used(tmp_path: Path) -> None:
+    config, folder = started(job(tmp_path), 6, 12), tmp_path / "pretrain"
+    cut_short(folder / "step_00000012")
+    (told,) = prepare(config.run, config, ("model.",), "data")
+    assert "state.safetensors: cut short: expected" in told
+    assert told.endswith("aside as damaged-step_00000012, going on from step 6: 6 steps are done again")
+    assert config.run.checkpoints.names() == ["step_00000006"]
+    assert (folder / "damaged-step_00000012" / "state.safetensors").is_file()
+    assert prepare(config.run, config, ("model.",), "data") == []
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(tmp_path: Path) -> None:
+    config, folder = started(job(tmp_path), 6, 12), tmp_path / "pretrain"
+    cut_short(folder / "step_00000012")
+    (folder / "step_00000006" / "state.json").write_text("{")
+    for _ in range(2):  # nor when it is given again
+        with pytest.raises(UserError, match=r"none of the 2 checkpoint\(s\) is whole: .*cut short.*not valid JSON"):
+            prepared(config)
+    assert config.run.checkpoints.names() == ["step_00000006", "step_00000012"]
+
+
+def test_a_damaged_checkpoint_of_another_run_is_left_where_it_is(tmp_path: Path) -> None:
+    config = started(job(tmp_path), 6, 12)
+    cut_short(tmp_path / "pretrain" / "step_00000012")
+    with pytest.raises(UserError, match="made from other data"):
+        prepared(config, "other")
+    assert config.run.checkpoints.names() == ["step_00000006", "step_00000012"]
 
 
 def test_a_checkpoint_that_was_never_finished_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -124,6 +145,18 @@ def test_a_place_that_cannot_be_written_is_told_with_its_setting(tmp_path: Path,
     config = job(tmp_path, run={key: str(tmp_path / "file" / "below")})
     with pytest.raises(UserError, match=rf"cannot be written \(Not a directory\); set run\.{key} to a folder"):
         prepared(config)
+
+
+def test_a_submitted_job_may_not_write_into_the_folder_that_it_runs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"run\.output: outputs/mine is below the temporary folder .* absolute path"):
+        check_writable(Path("outputs/mine"), "run.output")
+    check_writable(tmp_path / "outputs", "run.output")
+    assert not (folder / "outputs").exists()
 
 
 def test_an_address_of_no_known_kind_is_told(tmp_path: Path) -> None:

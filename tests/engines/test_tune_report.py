@@ -11,6 +11,7 @@ from rich.console import Console
 
 from passreid_ray.config import load_config
 from passreid_ray.engines import tune
+from passreid_ray.engines.live_metrics import SweepGauges
 from passreid_ray.engines.pretrain import PretrainConfig
 from passreid_ray.engines.tune import Reporter, check_continues, search
 from passreid_ray.engines.tune_book import TrialEntry
@@ -46,6 +47,17 @@ ENTRIES = [
 ]
 
 
+class Shown(SweepGauges):
+    """Keeps what it is told to show."""
+
+    def __init__(self) -> None:
+        super().__init__("pretrain", "sweep", METRIC, num_trials=4)
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def set(self, name: str, value: float, **more_labels: str) -> None:
+        self.values[name, *more_labels.values()] = value
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> SweepPlan:
     return sweep_plan(tmp_path)
@@ -61,13 +73,14 @@ def test_the_best_preset_is_the_trial_by_itself(plan: SweepPlan, tmp_path: Path)
     found = load_config(PretrainConfig, [str(path)])
     trial = plan.trial_config(2, ENTRIES[2].settings, use_gpu=False)
     assert found.run.folder == tmp_path / "sweep_best"
-    assert found.workers == plan.base.workers  # not the share of the cores that the trial had
+    assert trial.workers.threads is not None  # its share of the cores, which decides how sums round
+    assert found.workers == plan.base.workers.model_copy(update={"threads": trial.workers.threads})
     assert found.model_copy(update={"run": trial.run, "workers": trial.workers}) == trial
     assert found.optimizer.lr == 0.03
     text = path.read_text(encoding="utf-8")
     assert "evaluation/mAP = 0.4" in text
     assert f"python jobs/pretrain.py {plan.config.run.folder / 'best.toml'}\n" in text
-    assert f"workers.threads={trial.workers.threads};" in text
+    assert f"workers.threads={trial.workers.threads} is the trial's" in text
 
 
 def test_the_table_has_a_row_for_each_trial_and_a_column_for_each_setting(plan: SweepPlan, tmp_path: Path) -> None:
@@ -96,14 +109,15 @@ def test_a_choice_of_tables_is_text_in_the_report(plan: SweepPlan) -> None:
     assert html.escape("{'final_lr': 0.02}") in (folder / "sweep.html").read_text(encoding="utf-8")
 
 
-def test_the_rank_correlation_of_the_two_scores_is_in_the_report(tmp_path: Path) -> None:
+def test_the_rank_correlation_of_every_score_without_labels_with_map_is_in_the_report(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"label_free": {"enabled": True}}
     plan = sweep_plan(tmp_path, **changes)
-    entries = [
-        TrialEntry(n, {}, {}, 0, "finished", n, {METRIC: 0.1 * n, "label_free/kl": float(6 - n)}) for n in range(6)
-    ]
-    notes = sweep_record(plan, entries, [], is_done=True).notes
-    assert any("Spearman -1.00" in note for note in notes)
+    scores = [{"label_free/kl": 6.0 - n, "label_free/effective_rank": float(n)} for n in range(6)]
+    entries = [TrialEntry(n, {}, {}, 0, "finished", n, {METRIC: 0.1 * n, **scores[n]}) for n in range(6)]
+    of_kl, of_rank, of_uniformity = sweep_record(plan, entries, [], is_done=True).notes
+    assert "label_free/kl and mAP: Spearman -1.00" in of_kl
+    assert "label_free/effective_rank and mAP: Spearman +1.00" in of_rank
+    assert "label_free/uniformity and mAP: no rank correlation" in of_uniformity
 
 
 def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> None:
@@ -117,17 +131,42 @@ def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> No
     assert trial_line(plan, ENTRIES[3], ENTRIES) == "trial_0003 failed: broken"
 
 
+def test_there_is_no_table_before_a_trial_has_ended(plan: SweepPlan) -> None:
+    console = Console(file=StringIO())
+    print_table(plan, ENTRIES[5:], console)
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue() == ""
+
+
 def test_a_sweep_of_failures_ends_with_a_line_and_keeps_what_there_is(plan: SweepPlan) -> None:
     keeper = Keeper(plan)
     for number in range(4):
         assert keeper.next_trial() is not None
         keeper.fail(number, "no space left")
     with pytest.raises(UserError, match=r"all 4 trials failed, the first: no space left\. Their folders are in"):
-        Reporter(keeper, Console(file=StringIO()), []).finish()
+        Reporter(keeper, Console(file=StringIO()), [], Shown()).finish()
     folder = plan.config.run.folder
     assert pq.read_table(folder / "trials.parquet").to_pydict()["error"] == ["no space left"] * 4
     assert (folder / "sweep.html").is_file()
     assert not (folder / "best.toml").exists()
+
+
+def test_the_gauges_of_a_sweep_follow_its_trials(plan: SweepPlan) -> None:
+    keeper, shown = Keeper(plan), Shown()
+    reporter = Reporter(keeper, Console(file=StringIO()), [], shown)
+    assert shown.values["passreid_sweep_trials", "waiting"] == 4
+    for number, value in enumerate((0.3, 0.5)):
+        given = keeper.next_trial()
+        assert given is not None
+        keeper.report(number, dict(given.settings), {"step": 1, METRIC: value, "metrics": {METRIC: value}})
+        reporter.changed(keeper.book.entries[number])
+    assert shown.values["passreid_sweep_trials", "running"] == 2
+    assert ("passreid_sweep_best", METRIC) not in shown.values
+    for number in range(2):
+        reporter.changed(keeper.end(number, {"finished": True}))
+    assert shown.values["passreid_sweep_trials", "finished"] == 2
+    assert shown.values["passreid_sweep_trials", "waiting"] == 2
+    assert shown.values["passreid_sweep_best", METRIC] == 0.5
 
 
 def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
@@ -136,7 +175,7 @@ def test_trials_that_are_left_are_told(plan: SweepPlan) -> None:
         keeper.next_trial()
     keeper.end(1, {"finished": True})
     console = Console(file=StringIO(), width=200)
-    Reporter(keeper, console, []).finish()
+    Reporter(keeper, console, [], Shown()).finish()
     assert isinstance(console.file, StringIO)
     assert "3 trials are left" in console.file.getvalue()
 
@@ -152,7 +191,7 @@ def test_an_error_while_the_last_trials_run_is_not_lost(plan: SweepPlan, monkeyp
 
     monkeypatch.setattr(tune.tune, "run", give_out_all_and_fail)
     with pytest.raises(OSError, match="no space left"):
-        search(keeper, Reporter(keeper, Console(file=StringIO()), []), use_gpu=False)
+        search(keeper, Reporter(keeper, Console(file=StringIO()), [], Shown()), use_gpu=False)
 
 
 def test_a_sweep_goes_on_only_with_the_settings_that_it_was_made_with(tmp_path: Path) -> None:

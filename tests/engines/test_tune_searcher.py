@@ -11,7 +11,9 @@ import pytest
 from ray.tune.search import Searcher
 
 from passreid_ray.engines.tune_book import TrialBook
+from passreid_ray.engines.tune_config import EvolutionConfig, Mode
 from passreid_ray.engines.tune_plan import SweepPlan
+from passreid_ray.engines.tune_proposers import EvolutionProposer
 from passreid_ray.engines.tune_searcher import Keeper, SweepSearcher
 from passreid_ray.errors import UserError
 from tests.engines.sweep_micro import sweep_plan
@@ -113,6 +115,19 @@ def test_the_wrapper_for_tune_saves_and_restores_where_it_was(tmp_path: Path) ->
     assert restored.suggest("y") == Searcher.FINISHED
 
 
+@pytest.mark.parametrize(("mode", "end"), [("max", 2.0), ("min", 0.0)])
+def test_evolution_goes_to_the_better_end_of_its_metric(mode: Mode, end: float) -> None:
+    config = EvolutionConfig(weights=["first", "second"], population=12, parents=3)
+    proposer = EvolutionProposer(config, mode, seed=0)
+    weight = float("nan")
+    for number in range(10 * config.population):
+        asked = proposer.ask(number)
+        assert asked is not None
+        weight = float(asked["first"])  # pyright: ignore[reportArgumentType]
+        proposer.tell(number, (weight,))
+    assert weight == pytest.approx(end, abs=0.2)
+
+
 def test_files_that_were_edited_are_told_not_followed(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "tpe")
     keeper = Keeper(plan)
@@ -121,6 +136,14 @@ def test_files_that_were_edited_are_told_not_followed(tmp_path: Path) -> None:
     keeper.book.put(replace(entry, asked={**entry.asked, "student_temp": 0.9}), plan.trial_folder(1))
     with pytest.raises(UserError, match="trial 1: the searcher now proposes"):
         Keeper(plan)
+
+
+def test_a_trial_file_of_lists_in_lists_is_told(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "random")
+    plan.trial_folder(0).mkdir(parents=True)
+    (plan.trial_folder(0) / "trial.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"trial\.json: not a trial of this project"):
+        TrialBook(plan.trials_folder)
 
 
 def test_a_trial_whose_folder_is_gone_is_missed(tmp_path: Path) -> None:

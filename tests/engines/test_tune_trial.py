@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from passreid_ray.engines.tune_trial import End, Report, RunThread, TrialRun
+from passreid_ray.engines.tune_trial import End, Report, RunThread, TrialRun, last_values
 
 Listener = Callable[[int, int, dict[str, float]], str | None]
 
 
 def run_thread(job: Callable[[Path, Listener], None], folder: Path) -> RunThread:
     """A thread in which ``job`` is the run; the sweep's metric is "mAP"."""
-    config: Any = SimpleNamespace(run=SimpleNamespace(folder=folder))
+    config: Any = SimpleNamespace(run=SimpleNamespace(folder=folder, name="trial_0000"))
     plan: Any = SimpleNamespace(
-        config=SimpleNamespace(metric="mAP", scores_without_labels=False),
+        config=SimpleNamespace(
+            metric="mAP", scores_without_labels=False, job="pretrain", run=SimpleNamespace(name="sweep")
+        ),
         job=SimpleNamespace(run=lambda config, console, listener: job(folder, listener)),
     )
     return RunThread(plan, config)
@@ -66,3 +68,8 @@ def test_a_report_has_the_last_value_of_each_metric_not_of_its_own_record_alone(
     thread = run_thread(measure, tmp_path)
     assert thread.next() == Report(2, 0.5, {"loss": 2.0, "speed": 9.0, "mAP": 0.5})
     assert isinstance(thread.next(), End)
+
+
+def test_where_workers_were_is_no_metric(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "nodes": ["10.0.0.1"]}\n{"step": 2, "mAP": 0.5}\n')
+    assert last_values(tmp_path) == (2, {"mAP": 0.5})

@@ -257,3 +257,44 @@ def test_two_ranks_equal_one_rank_with_all_images() -> None:
             assert own_buffers.keys() == buffers.keys()
             for name, buffer in buffers.items():
                 torch.testing.assert_close(own_buffers[name], buffer, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_a_batch_computed_in_pieces_has_the_features_and_gradients_of_the_whole(drop_path: float) -> None:
+    torch.manual_seed(0)
+    backbone = tiny_vit(image_size=(64, 32), drop_path=drop_path).double()
+    model = ReidModel(backbone, fusion="cat", neck="multi").double().train()
+    images_BCHW = torch.rand(6, 3, 64, 32, dtype=torch.float64)
+    noise_L2B = torch.rand(backbone.depth, 2, 6) if drop_path else None
+    target_BD = torch.rand(6, model.feature_width, dtype=torch.float64)
+
+    def features_and_gradients(num_pieces: int) -> list[Tensor]:
+        model.zero_grad()
+        model.compute_in_pieces(num_pieces)
+        features = model.embed(images_BCHW, drop_path_noise=noise_L2B)
+        (features.after_BD * target_BD).sum().backward()
+        gradients = [own.grad for own in model.parameters() if own.grad is not None]
+        return [*(own.detach() for own in features), *(own.clone() for own in gradients)]
+
+    whole = features_and_gradients(1)
+    for num in (2, 3, 6):
+        torch.testing.assert_close(features_and_gradients(num), whole, rtol=1e-5, atol=1e-5)  # features are float32
+
+
+def test_backward_through_pieces_keeps_the_activations_of_one_piece() -> None:
+    model = ReidModel(tiny_vit(image_size=(64, 32)), fusion="cat", neck="single").train()
+    images_BCHW = torch.rand(8, 3, 64, 32)
+
+    def bytes_kept(num_pieces: int) -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model.compute_in_pieces(num_pieces)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(images_BCHW)
+        return sum(kept.values())
+
+    assert bytes_kept(8) < bytes_kept(1) / 2

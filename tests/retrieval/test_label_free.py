@@ -176,6 +176,20 @@ def test_the_score_is_a_function_of_the_directions_and_the_seed() -> None:
     assert other.kl_divergence != first.kl_divergence
 
 
+def test_the_score_of_several_starts_is_their_mean_and_depends_less_on_the_seed() -> None:
+    features_ND = clustered_features(30, 20, 32, noise=4.0, seed=6)
+    alone = [label_free_score(features_ND, num_clusters=15, seed=3 + start) for start in range(4)]
+    together = label_free_score(features_ND, num_clusters=15, seed=3, num_starts=4)
+    assert together.kl_divergence == pytest.approx(np.mean([own.kl_divergence for own in alone]), abs=1e-12)
+    shares_Sk = [own.cluster_distribution_k for own in alone]
+    np.testing.assert_allclose(together.cluster_distribution_k, np.mean(shares_Sk, axis=0), atol=1e-12)
+    of_one, of_eight = (
+        np.std([label_free_score(features_ND, num_clusters=15, seed=s, num_starts=n).kl_divergence for s in seeds])
+        for n, seeds in ((1, range(64)), (8, range(0, 64, 8)))
+    )
+    assert of_eight < 0.6 * of_one
+
+
 def test_an_empirical_prior_that_is_met_scores_zero() -> None:
     counts = [50, 30, 20]
     features_ND = np.repeat(np.eye(3, 8), counts, axis=0)
@@ -244,6 +258,7 @@ def test_the_hard_score_does_not_follow_map_where_persons_are_equally_frequent()
         ({"num_clusters": 11}, "num_clusters: 11 clusters of 10 features; lower it"),
         ({"num_clusters": 1}, "num_clusters: 1 say nothing"),
         ({"num_clusters": 0}, "give at least 2"),
+        ({"num_starts": 0}, "num_starts: expected 1 or more, got 0"),
         ({"seed": -1}, "seed: expected a whole number from 0"),
         ({"features_ND": np.full((10, 4), np.nan)}, "features: 10 of 10 rows are not finite"),
         ({"features_ND": np.zeros((10, 4))}, "features: 10 of 10 rows are all zero"),

@@ -77,6 +77,14 @@ def test_the_words_say_which_way_it_goes() -> None:
     assert bad.endswith("a lower KL went with a LOWER mAP; do not select by it")
 
 
+def test_the_words_know_a_fitness_of_which_more_is_better() -> None:
+    up = np.arange(10.0)
+    good = rank_correlation(up, up).in_words("rank", "mAP", "max")
+    bad = rank_correlation(up, -up).in_words("rank", "mAP", "max")
+    assert good.endswith("Spearman +1.00 (p = 0.0001) over 10 individuals: a higher rank went with a higher mAP")
+    assert bad.endswith("a higher rank went with a LOWER mAP; do not select by it")
+
+
 def test_the_same_seed_gives_the_same_p() -> None:
     rng = np.random.default_rng(2)
     fitness_N, score_N = rng.random(20), rng.random(20)

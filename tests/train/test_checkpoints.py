@@ -6,7 +6,11 @@ import torch
 
 from passreid_ray.errors import UserError
 from passreid_ray.train.checkpoints import CheckpointStore
-from passreid_ray.train.state_files import load_state, save_state
+from passreid_ray.train.state_files import DamagedCheckpoint, UnwrittenCheckpoint, load_state, save_state
+from tests.data.s3 import Bucket, bucket, s3_host, s3_keys
+from tests.train.full_disk import FullDisk, full_disk
+
+__all__ = ["bucket", "full_disk", "s3_host", "s3_keys"]  # fixtures
 
 
 def save_number(folder: Path, number: int) -> None:
@@ -96,6 +100,56 @@ def test_a_write_that_fails_leaves_no_checkpoint(address: str) -> None:
     with pytest.raises(UserError, match="disk full"):
         store.write(2, fail)
     assert store.names() == ["step_00000001"]
+
+
+def entries(store: CheckpointStore) -> list[str]:
+    filesystem, root = store.location()
+    return sorted(entry.base_name for entry in filesystem.get_file_info(pafs.FileSelector(root)))
+
+
+def test_a_checkpoint_that_is_set_aside_no_longer_counts_and_is_never_deleted(address: str) -> None:
+    store = filled(address, 1, 2)
+    assert store.set_aside("step_00000002") == "damaged-step_00000002"
+    assert store.names() == ["step_00000001"]
+    filled(address, 2, 3)
+    assert store.set_aside("step_00000002") == "damaged-step_00000002-again"
+    filled(address, 4)
+    store.prune(1)
+    assert entries(store) == ["damaged-step_00000002", "damaged-step_00000002-again", "step_00000004"]
+    _, root = store.location()
+    aside = Path(root, "damaged-step_00000002")
+    assert sorted(file.name for file in aside.iterdir()) == ["state.json", "state.safetensors"]
+    assert load_state(aside)[1]["step"] == 2
+
+
+def test_what_is_damaged_is_told_by_its_place_and_not_by_that_of_a_copy(address: str) -> None:
+    store = filled(address, 5)
+    _, path = store.location("step_00000005")
+    Path(path, "state.safetensors").write_bytes(b"cut")
+    message = rf"^{path}/state\.safetensors: cut short: .*; delete {path} to go on"
+    with pytest.raises(DamagedCheckpoint, match=message):
+        number_in(store, "step_00000005")
+
+
+def test_a_checkpoint_in_a_bucket_is_set_aside(bucket: Bucket) -> None:
+    store = filled(bucket.address("run"), 1, 2)
+    assert store.set_aside("step_00000002") == "damaged-step_00000002"
+    assert store.names() == ["step_00000001"]
+    assert entries(store) == ["damaged-step_00000002", "step_00000001"]
+    assert number_in(store, "damaged-step_00000002") == 2
+
+
+def test_what_a_full_disk_cut_short_is_gone_and_the_checkpoints_before_stay(full_disk: FullDisk) -> None:
+    store = filled(str(full_disk.folder), 1)
+    with (
+        full_disk.full(),
+        pytest.raises(UnwrittenCheckpoint, match="step_00000002: the checkpoint cannot be written: "),
+    ):
+        store.write(2, lambda folder: save_state(folder, {"large": torch.ones(2**20)}, {}))
+    assert entries(store) == ["step_00000001"]
+    assert number_in(store, "step_00000001") == 1
+    filled(str(full_disk.folder), 2)
+    assert number_in(store, "step_00000002") == 2
 
 
 def test_a_store_below_another_keeps_its_options() -> None:

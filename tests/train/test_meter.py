@@ -1,5 +1,5 @@
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -7,6 +7,8 @@ from passreid_ray.data.execution import Watch
 from passreid_ray.distributed import rank
 from passreid_ray.train import meter as meter_module
 from passreid_ray.train.meter import Meter
+from passreid_ray.train.pulse import DATA, STEP, pulse
+from passreid_ray.train.worker import WorkerContext
 from tests.ranks import run_on_ranks
 
 
@@ -33,6 +35,17 @@ def read_meter(num_steps: int) -> dict[str, float]:
         meter.count_step(torch.tensor(float(loss)))
     Watch.peak_bytes = 10 + rank()
     return meter.read()
+
+
+def test_a_worker_is_in_a_step_once_it_has_its_data_and_counts_its_steps() -> None:
+    pulse.restart()
+    meter = Meter(cast(WorkerContext, None), batch_size=8)
+    for _ in range(3):
+        with meter.waiting():
+            assert pulse.phase == DATA
+        assert pulse.phase == STEP
+        meter.count_step(torch.tensor(0.0))
+    assert pulse.steps == 3
 
 
 def test_the_slowest_worker_and_the_memory_of_all_are_told_on_every_rank() -> None:

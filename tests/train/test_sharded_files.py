@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from passreid_ray.train.pass_state import PassState
 from passreid_ray.train.pass_step import StepSettings, train_step
 from passreid_ray.train.sharded_files import save_pieces
 from passreid_ray.train.sharing import Strategy, average_gradients
-from passreid_ray.train.state_files import load_state
+from passreid_ray.train.state_files import UnwrittenCheckpoint, load_state
 from tests.ranks import run_on_ranks
 from tests.train.pass_fixtures import RATES, random_views, rank_slice, tiny_state
 
@@ -85,3 +86,22 @@ def test_uneven_pieces_are_joined_in_order_and_one_that_is_cut_short_is_told(tmp
     piece.write_bytes(piece.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{piece}: cut short"):
         load_state(tmp_path)
+
+
+def _save_on_a_disk_that_is_full_for_rank_1(folder: Path) -> str:
+    tensor = distributed.sharded_like(torch.arange(7.0), tiny_state(strategy="fsdp").student.backbone.cls_token)
+    store = CheckpointStore(str(folder))
+    if distributed.rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(UnwrittenCheckpoint) as caught:
+        store.write(1, lambda place: save_pieces(place, {"numbers": tensor}, {"step": 1}), together=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    distributed.barrier()  # all have left the first one, and the folder is as it was
+    return str(caught.value) + str(store.write(2, lambda place: save_pieces(place, {"numbers": tensor}, {"step": 2})))
+
+
+def test_a_piece_that_cannot_be_written_is_told_on_every_rank_and_none_waits(tmp_path: Path) -> None:
+    (told,) = set(run_on_ranks(_save_on_a_disk_that_is_full_for_rank_1, tmp_path, world_size=2))
+    assert "step_00000001: the checkpoint cannot be written: " in told
+    assert CheckpointStore(str(tmp_path)).names() == ["step_00000002"]
+    assert load_state(tmp_path / "step_00000002")[0]["numbers"].tolist() == list(range(7))

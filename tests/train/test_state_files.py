@@ -1,11 +1,19 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from passreid_ray.errors import UserError
-from passreid_ray.train.state_files import checkpoint_name, find_checkpoint, load_state, read_meta, save_state
+from passreid_ray.train.state_files import (
+    DamagedCheckpoint,
+    checkpoint_name,
+    find_checkpoint,
+    load_state,
+    read_meta,
+    save_state,
+)
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
@@ -42,8 +50,14 @@ def test_an_edited_checkpoint_is_told(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "not valid JSON"),
+        pytest.param("[" * 100_000, "not valid JSON", id="nested"),
         ("[]", "keys 'format'"),
         ('{"format": 2, "files": 5, "sharded": {}}', "keys 'format'"),
+        ('{"format": 2, "files": {"state.safetensors": 5}, "sharded": {}}', "'bytes' and 'sha256' expected"),
+        ('{"format": 2, "files": {"state.safetensors": {"bytes": "5", "sha256": ""}}, "sharded": {}}', "'bytes' and"),
+        ('{"format": 2, "files": {"state.safetensors": {"bytes": 5}}, "sharded": {}}', "'bytes' and 'sha256' expected"),
+        ('{"format": 1, "bytes": 5, "sha256": null}', "'bytes' and 'sha256' expected"),
+        ('{"format": 2, "files": {}, "sharded": {"weight": "0"}}', "a dimension expected"),
         ('{"format": 3, "files": {}, "sharded": {}}', "of format 3, this version reads 2 and older"),
     ],
 )
@@ -51,6 +65,33 @@ def test_a_damaged_description_is_told(tmp_path: Path, content: str, message: st
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_meta(tmp_path)
+
+
+def test_no_bit_of_a_description_can_flip_unseen(tmp_path: Path) -> None:
+    save_state(tmp_path, TENSORS, {"step": 7, "config": {"seed": 1, "lr": 0.1}})
+    file, before = tmp_path / "state.json", read_meta(tmp_path)
+    content = file.read_bytes()
+    unseen = 0
+    for position in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        file.write_bytes(flipped)
+        try:
+            now = read_meta(tmp_path)
+        except DamagedCheckpoint:
+            continue
+        unseen += 1
+        assert {key: now.get(key) for key in before} == before  # white space, or the name of the checksum itself
+    assert unseen < len(content)
+
+
+def test_a_damaged_checkpoint_is_told_the_same_in_another_process(tmp_path: Path) -> None:
+    error = DamagedCheckpoint("state.json: damaged", tmp_path)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.folder) == (
+        f"state.json: damaged; delete {tmp_path} to go on from the checkpoint before it",
+        str(tmp_path),
+    )
 
 
 def test_a_description_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
@@ -70,7 +111,7 @@ def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
     save_state(tmp_path, TENSORS, {"step": 7})
     meta = json.loads((tmp_path / "state.json").read_text())
     (own,) = meta.pop("files").values()
-    del meta["sharded"]
+    del meta["sharded"], meta["description_sha256"]
     (tmp_path / "state.json").write_text(json.dumps({**meta, **own, "format": 1}))
     tensors, meta = load_state(tmp_path)
     assert torch.equal(tensors["a"], TENSORS["a"])
