@@ -17,6 +17,7 @@ from passreid_ray.engines.embedding import FusedViT, TunedFeatures, embed, read_
 from passreid_ray.engines.loading import LoadConfig, Loaded
 from passreid_ray.engines.progress import PhaseProgress
 from passreid_ray.engines.ray_cluster import num_cores
+from passreid_ray.engines.task_errors import telling_people
 from passreid_ray.models import ReidModel
 
 
@@ -101,7 +102,10 @@ def _take(
 def _feature_batches(
     config: FeatureConfig, rows: Rows, numbers: np.ndarray, loaded: Loaded, batch_size: int
 ) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-    """(features, reasons why an image could not be used) of the rows ``numbers``, batch after batch in their order."""
+    """(features, reasons why an image could not be used) of the rows ``numbers``, batch after batch in their order.
+
+    Raises ``UserError`` where a process died or had no room, and it can be said which and what to do.
+    """
     rows_ref, model_ref, numbers_ref = ray.put(rows), ray.put(loaded.model), ray.put(numbers)
     num_gpus = ray.cluster_resources().get("GPU", 0)
     num_blocks = -(-len(numbers) // batch_size)
@@ -132,5 +136,6 @@ def _feature_batches(
         )
     )
     features.context.execution_options.preserve_order = True
-    for batch in features.iter_batches(batch_format="numpy", batch_size=None):
-        yield np.asarray(batch["feature"]), [reason or None for reason in batch["bad"]]
+    with telling_people():
+        for batch in features.iter_batches(batch_format="numpy", batch_size=None):
+            yield np.asarray(batch["feature"]), [reason or None for reason in batch["bad"]]

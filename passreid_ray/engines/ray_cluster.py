@@ -25,6 +25,7 @@ from passreid_ray.engines.cluster_access import (
     ip_addresses,
 )
 from passreid_ray.engines.own_token import keep_token_private
+from passreid_ray.engines.spill_disk import use_disk_almost_whole
 from passreid_ray.engines.terminated import keeping_sigterm
 from passreid_ray.errors import UserError
 
@@ -271,6 +272,7 @@ def _check_nodes(address: str) -> None:
 def _start_local(workers: WorkersConfig, object_store_bytes: int) -> None:
     check_local_start()
     keep_token_private()
+    use_disk_almost_whole()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # OpenMP threads that wait by spinning take the core that the data tasks need: on two busy cores steps of a small
     # ViT took seven times as long with two spinning threads as with two sleeping ones.

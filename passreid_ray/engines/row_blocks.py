@@ -5,12 +5,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
 
 from passreid_ray import distributed
 from passreid_ray.engines.progress import PhaseProgress
 from passreid_ray.engines.ray_cluster import WorkersConfig, spare_cpus
-from passreid_ray.engines.task_errors import user_error
+from passreid_ray.engines.task_errors import telling_people
 from passreid_ray.train.pulse import pulse
 
 IN_PROCESS_ROWS = 8192
@@ -42,8 +41,9 @@ class RowBlocks:
         self.blocks = [slice(a, min(a + block_rows, num_rows)) for a in range(0, num_rows, block_rows)]
 
     def share(self, value: Any) -> Any:
-        """``value`` where every task can read it."""
-        return value if self._is_local else ray.put(value)
+        """``value`` where every task can read it. Raises ``UserError`` when there is no room for it."""
+        with telling_people():
+            return value if self._is_local else ray.put(value)
 
     def read(self, shared: Any) -> Any:
         """What was shared, or the result of a task.
@@ -52,12 +52,8 @@ class RowBlocks:
         """
         if not isinstance(shared, ray.ObjectRef):
             return shared
-        try:
+        with telling_people():
             value = ray.get(shared)
-        except RayError as error:
-            if (told := user_error(error)) is not None:
-                raise told from None
-            raise
         pulse.get_on()
         return value
 

@@ -1,17 +1,39 @@
 """What a failed Ray task means for people."""
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from passreid_ray.engines.spill_disk import LIMIT
 from passreid_ray.errors import UserError
+
+
+@contextmanager
+def telling_people() -> Iterator[None]:
+    """Raise what ``user_error`` has to say of an error of Ray in its place."""
+    try:
+        yield
+    except RayError as error:
+        if (told := user_error(error)) is not None:
+            raise told from None
+        raise
 
 
 def user_error(error: BaseException) -> UserError | None:
     """What to tell the user of ``error``, without the remote traceback; None for a bug, whose traceback is needed.
 
     It is the ``UserError`` that caused it, or one that says that a worker died, which Ray reports once retries are
-    used up.
+    used up, or that there is no room for its results.
     """
-    return users_mistake(error) or _death(error)
+    return users_mistake(error) or _want(error)
 
 
 def users_mistake(error: BaseException) -> UserError | None:
@@ -23,13 +45,19 @@ def users_mistake(error: BaseException) -> UserError | None:
     return None
 
 
-def _death(error: BaseException) -> UserError | None:
+def _want(error: BaseException) -> UserError | None:
     for link in _chain(error):
         match link:
             case OutOfMemoryError():
                 return UserError(
                     "a task was ended because its machine ran out of memory, and so were its retries; use machines "
                     "with more memory, or start Ray with fewer --num-cpus, so that fewer tasks run at a time"
+                )
+            case OutOfDiskError():
+                return UserError(
+                    "the object store of a machine is full, and so is the disk that Ray moves objects to "
+                    f"(that of /tmp/ray, up to the share {LIMIT}, 0.95 where it is not set); make room there, "
+                    "start Ray with RAY_TMPDIR on a larger disk, or give it more --object-store-memory"
                 )
             case WorkerCrashedError() | NodeDiedError():
                 return UserError(

@@ -1,7 +1,7 @@
 import pytest
-from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfDiskError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from passreid_ray.engines.task_errors import user_error, users_mistake
+from passreid_ray.engines.task_errors import telling_people, user_error, users_mistake
 from passreid_ray.errors import UserError
 
 REMOTE = 'Traceback (most recent call last):\n  File "remote.py", line 3, in task\nUserError: data: gone'
@@ -32,6 +32,7 @@ def test_the_users_mistake_is_found_behind_other_errors() -> None:
     [
         (WorkerCrashedError(), "the process of a task died, and so did its retries"),
         (OutOfMemoryError("9 GB used\nmany lines"), "its machine ran out of memory, and so were its retries"),
+        (OutOfDiskError("no room\nmany lines"), "the object store of a machine is full, and so is the disk"),
     ],
 )
 def test_a_task_that_died_is_told_in_one_line_and_is_no_mistake_of_the_user(error: Exception, message: str) -> None:
@@ -40,6 +41,16 @@ def test_a_task_that_died_is_told_in_one_line_and_is_no_mistake_of_the_user(erro
         assert message in said
         assert "\n" not in said
         assert users_mistake(seen) is None
+
+
+def test_an_error_of_ray_is_raised_as_what_people_are_told() -> None:
+    with pytest.raises(UserError, match=r"^the object store of a machine is full") as caught, telling_people():
+        raise raised_by_get(OutOfDiskError("no room"))
+    assert caught.value.__suppress_context__
+    with pytest.raises(ZeroDivisionError), telling_people():
+        raise raised_by_get(ZeroDivisionError("bug"))
+    with pytest.raises(KeyError), telling_people():
+        raise KeyError("not of Ray")
 
 
 def test_a_bug_stays_a_bug() -> None:

@@ -18,6 +18,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from passreid_ray.engines import finetune
 from passreid_ray.engines.finetune_config import FinetuneConfig
 from passreid_ray.engines.ray_cluster import NODE_ADDRESS
+from passreid_ray.engines.spill_disk import LIMIT
 from tests.engines.finetune_micro import finetune_config
 from tests.engines.micro import IN_PROCESS
 
@@ -42,6 +43,7 @@ def spilled_and_restored_bytes() -> tuple[int, int]:
 def main(output: Path) -> None:
     """Run, and print what happened as JSON in the last line."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ[LIMIT] = "1"  # it is 60 MB; of a large and rather full disk Ray would take nothing
     ray.init(
         "local",
         num_cpus=2,
