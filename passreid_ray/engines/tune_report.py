@@ -25,6 +25,7 @@ from passreid_ray.viz.sweep_record import ENDED, SettingValue, SweepRecord, Tria
 BEST_FILE = "best.toml"
 TABLE_FILE = "trials.parquet"
 PAGE_FILE = "sweep.html"
+MEAN_AP = "evaluation/mAP"
 SHOWN_TRIALS = 8
 """Rows of the table at the end."""
 
@@ -90,15 +91,23 @@ def sweep_record(plan: SweepPlan, entries: Sequence[TrialEntry], notes: list[str
         notes=[*notes, *correlation_notes(plan, entries)],
         is_done=is_done,
         num_trials_planned=plan.num_trials,
+        also_shown=also_shown(plan, entries),
     )
+
+
+def also_shown(plan: SweepPlan, entries: Sequence[TrialEntry]) -> tuple[str, ...]:
+    """What tables have beside the metrics of the sweep: mAP where trials are judged without labels and it is known."""
+    is_known = any(MEAN_AP in own.metrics for own in entries)
+    is_wanted = plan.config.scores_without_labels and MEAN_AP not in plan.config.metrics
+    return (MEAN_AP,) if is_known and is_wanted else ()
 
 
 def correlation_notes(plan: SweepPlan, entries: Sequence[TrialEntry]) -> list[str]:
     """How far each score without labels went with mAP, where both were measured, good or bad."""
     if not plan.config.scores_without_labels:
         return []
-    ended = [own for own in entries if own.status == "finished" and "evaluation/mAP" in own.metrics]
-    mean_aps = [own.metrics["evaluation/mAP"] for own in ended]
+    ended = [own for own in entries if own.status == "finished" and MEAN_AP in own.metrics]
+    mean_aps = [own.metrics[MEAN_AP] for own in ended]
     notes = []
     for name, mode in LABEL_FREE.items():
         found = rank_correlation([own.metrics.get(name, math.nan) for own in ended], mean_aps)
@@ -145,9 +154,10 @@ def print_table(plan: SweepPlan, entries: Sequence[TrialEntry], console: Console
     best = ranked(plan, entries)
     if not best:
         return
-    table = Table("trial", "", *plan.config.metrics, "seconds")
+    metrics = [*plan.config.metrics, *also_shown(plan, best)]
+    table = Table("trial", "", *metrics, "seconds")
     for own in best[:SHOWN_TRIALS]:
-        values = [f"{own.metrics.get(name, math.nan):.4g}" for name in plan.config.metrics]
+        values = [f"{own.metrics.get(name, math.nan):.4g}" for name in metrics]
         number, status = str(own.number), own.status if own.status != "finished" else ""
         table.add_row(number, status, *values, f"{own.seconds:.0f}")
     console.print(table)

@@ -46,3 +46,5 @@ class SweepRecord:
     notes: list[str]
     is_done: bool
     num_trials_planned: int
+    also_shown: tuple[str, ...] = ()
+    """Metrics that the table of trials has beside those of the sweep."""

@@ -48,7 +48,7 @@ def best_first(sweep: SweepRecord) -> list[TrialRecord]:
 
 def trials_table(sweep: SweepRecord, trials: Sequence[TrialRecord], table_id: str) -> str:
     """A row per trial with a link to its folder: status, metrics, time, steps and every setting of the sweep."""
-    metrics = [sweep.metric, *([sweep.second_metric] if sweep.second_metric else [])]
+    metrics = [sweep.metric, *([sweep.second_metric] if sweep.second_metric else []), *sweep.also_shown]
     columns = [
         Column("trial", lambda trial: _trial_cell(trial, is_best=trial.trial_id == sweep.best_id)),
         Column("status", _status_cell),

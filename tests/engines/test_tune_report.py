@@ -120,6 +120,23 @@ def test_the_rank_correlation_of_every_score_without_labels_with_map_is_in_the_r
     assert "label_free/uniformity and mAP: no rank correlation" in of_uniformity
 
 
+def test_tables_of_a_sweep_that_is_judged_without_labels_have_map_too_where_it_was_measured(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"metric": "label_free/kl", "mode": "min"}
+    plan = sweep_plan(tmp_path, **changes)
+    unmeasured = [TrialEntry(n, {}, {}, 0, "finished", n, {"label_free/kl": 1.0 - n}) for n in range(2)]
+    measured = [TrialEntry(2, {}, {}, 0, "finished", 2, {"label_free/kl": 0.5, METRIC: 0.25})]
+    console = Console(file=StringIO(), width=200)
+    for entries, expected in ((unmeasured, ()), (unmeasured + measured, (METRIC,))):
+        assert sweep_record(plan, entries, [], is_done=True).also_shown == expected
+        print_table(plan, entries, console)
+    assert isinstance(console.file, StringIO)
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    first, second = (row for row in rows if "trial" in row)
+    assert METRIC not in first
+    assert second.index(METRIC) == second.index("label_free/kl") + 2
+    assert any("0.25" in row for row in rows)
+
+
 def test_the_table_and_lines_name_the_best_and_the_failed(plan: SweepPlan) -> None:
     console = Console(file=StringIO(), width=200)
     print_table(plan, ENTRIES, console)

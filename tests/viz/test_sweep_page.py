@@ -107,6 +107,14 @@ def test_the_page_names_every_trial_best_first_the_stopped_after_the_finished_an
         assert fact in outline.text.replace("\n", "")
 
 
+def test_the_table_has_the_metrics_of_the_sweep_and_those_shown_beside() -> None:
+    trials = [trial(0), trial(1, metrics={"mAP": 0.5})]
+    outline = Outline(sweep_page(sweep(trials, also_shown=("cost",)), NOW))
+    place = outline.rows[0].index("cost")
+    assert outline.rows[0][place - 1] == "mAP"
+    assert [row[place] for row in outline.rows[1:3]] == ["1", "–"]
+
+
 def test_an_unfinished_sweep_says_how_far_it_is() -> None:
     trials = [trial(0), trial(1, "failed"), trial(2, "running")]
     going = Outline(sweep_page(sweep(trials, is_done=False, num_trials_planned=10), NOW)).text
