@@ -32,7 +32,7 @@ SIZES = (2, 3, 1)
 STEPS_OF_A_SIZE = 6
 NOTICE_SECONDS = 12
 """Ray looks for notices every 5 s."""
-MAX_SECONDS = 200
+MAX_SECONDS = 400
 """For a size of the group to come about."""
 OBJECT_STORE_BYTES = 80 * 2**20
 ROWS = "rows.jsonl"

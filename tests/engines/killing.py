@@ -15,7 +15,7 @@ import psutil
 from passreid_ray.train.run_log import read_jsonl
 from tests.processes import own_processes
 
-WATCH_SECONDS = 200.0
+WATCH_SECONDS = 400.0
 """How long a process may take to appear."""
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from tests.engines.micro import IN_PROCESS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_run_that_goes_from_two_workers_to_three_to_one_equals_a_run_on_one(tmp_path: Path) -> None:
     own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
     command = [sys.executable, "-m", "tests.engines.elastic_run", str(tmp_path / "elastic")]

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from passreid_ray.config import to_toml
 from passreid_ray.engines.tune_book import TrialBook
 from passreid_ray.train.run_log import read_jsonl
@@ -12,7 +10,6 @@ from tests.engines.killing import killed_and_given_again
 from tests.engines.sweep_micro import entries_of, sweep_config, sweep_plan
 
 
-@pytest.mark.timeout(280)
 def test_a_killed_sweep_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     config = sweep_config(tmp_path, budget={"trials": 3}, concurrency=2)
     preset = tmp_path / "sweep.toml"
