@@ -35,6 +35,8 @@ def _run_rank(rank: int, function: Callable[..., Any], args: tuple[Any, ...], wo
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
+    # A rank that had nothing to send would be gone, and its connections closed, before a slower one has made its own.
+    dist.barrier()
     try:
         _result_path(folder, rank).write_bytes(pickle.dumps(function(*args)))
     finally:
