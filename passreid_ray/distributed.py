@@ -4,12 +4,14 @@ Whatever is computed over a batch must not depend on how many workers share it; 
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -90,26 +92,30 @@ def all_to_all(tensor_WN: Tensor) -> Tensor:
     return received_WN
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether each rank holds a piece of ``tensor`` only."""
+    from torch.distributed.tensor import DTensor  # costs a second, which a command that is refused need not take
+
     return isinstance(tensor, DTensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's piece of a sharded tensor, with gradient; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, on every rank, which must all ask for it; any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
     """``whole``, which every rank has, on the device of ``like`` and sharded as it is; nothing is sent."""
     whole = whole.to(like.device)
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -7,13 +7,15 @@ the dimension along which its tensors are joined.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
-from passreid_ray.distributed import agreed, rank, world_size
+from passreid_ray.distributed import agreed, is_sharded, rank, world_size
 from passreid_ray.train.state_files import TENSORS_SUFFIX, invalidate, write_meta, write_tensors
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -22,7 +24,7 @@ def save_pieces(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     Rank 0 writes what is whole and, when all are done, the description. ``load_state`` reads it. Raises
     ``UnwrittenCheckpoint`` on every rank when one of them cannot write.
     """
-    sharded = {name: own for name, own in tensors.items() if isinstance(own, DTensor)}
+    sharded = {name: own for name, own in tensors.items() if is_sharded(own)}
     own_pieces: dict[str, Tensor] = {name: own.to_local() for name, own in sharded.items()}
     if rank() == 0:
         own_pieces |= {name: own for name, own in tensors.items() if name not in sharded}
@@ -41,7 +43,9 @@ def _file_name(rank: int) -> str:
     return f"state-{rank:05d}-of-{world_size():05d}{TENSORS_SUFFIX}"
 
 
-def _dimension(tensor: DTensor) -> int:
+def _dimension(tensor: "DTensor") -> int:
+    from torch.distributed.tensor import Shard
+
     (placement,) = tensor.placements
     assert isinstance(placement, Shard)
     return placement.dim
