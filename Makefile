@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test cluster-test lint bench bench-gpu clean
 
-demo: .venv/installed  ## pre-train on built-in synthetic people, under 3 minutes on 2 cores
+demo: .venv/installed  ## pre-train on built-in synthetic people, 2 to 6 minutes on 2 cores, by the processor
 	$(BIN)/python jobs/pretrain.py
 
 test: .venv/installed-dev  ## every test but those that need several hosts

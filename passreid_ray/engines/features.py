@@ -55,7 +55,8 @@ def extract(
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Features ``(N, D)`` of ``rows`` in their order, NaN for images that could not be used, and those images.
 
-    With ``files`` every finished shard is written, and those that are there are not computed again.
+    With ``files`` every finished shard is written, and those that are there are not computed again. Raises
+    ``UserError`` when a process died or the cluster has no room, retries included.
     """
     shards = [slice(0, len(rows))] if files is None else files.missing()
     numbers = np.concatenate([np.arange(own.start, own.stop) for own in shards] or [np.empty(0, np.int64)])
@@ -66,8 +67,9 @@ def extract(
         progress("features", done, len(rows))
         batches = _feature_batches(config, rows, numbers, loaded, batch_size)
         for own in shards:  # batches come in the order of the rows, so the next ones fill the next shard
-            features_ND, reasons = _take(batches, features_ND, reasons, own.stop - own.start, done, len(rows), progress)
             size = own.stop - own.start
+            with telling_people():
+                features_ND, reasons = _take(batches, features_ND, reasons, size, done, len(rows), progress)
             done += size
             if files is not None:
                 image_ids = [str(image_id) for image_id in rows.image_ids[own]]
@@ -102,10 +104,7 @@ def _take(
 def _feature_batches(
     config: FeatureConfig, rows: Rows, numbers: np.ndarray, loaded: Loaded, batch_size: int
 ) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-    """(features, reasons why an image could not be used) of the rows ``numbers``, batch after batch in their order.
-
-    Raises ``UserError`` where a process died or had no room, and it can be said which and what to do.
-    """
+    """(features, reasons why an image could not be used) of the rows ``numbers``, batch after batch in their order."""
     rows_ref, model_ref, numbers_ref = ray.put(rows), ray.put(loaded.model), ray.put(numbers)
     num_gpus = ray.cluster_resources().get("GPU", 0)
     num_blocks = -(-len(numbers) // batch_size)
@@ -136,6 +135,5 @@ def _feature_batches(
         )
     )
     features.context.execution_options.preserve_order = True
-    with telling_people():
-        for batch in features.iter_batches(batch_format="numpy", batch_size=None):
-            yield np.asarray(batch["feature"]), [reason or None for reason in batch["bad"]]
+    for batch in features.iter_batches(batch_format="numpy", batch_size=None):
+        yield np.asarray(batch["feature"]), [reason or None for reason in batch["bad"]]
